@@ -1,0 +1,72 @@
+//! What the guest's root holds when its first process starts.
+
+use crate::cpio::Archive;
+use crate::modules::Module;
+
+/// Lays out guestd, its modules and the few nodes it needs before it has mounted anything.
+///
+/// `modules` are in load order, which becomes `/etc/cocoon/modules`: one file name in `/lib/modules` a line.
+pub(crate) fn compose(guestd: Vec<u8>, modules: Vec<Module>) -> Vec<u8> {
+    let mut root = Archive::default();
+    for (path, permissions) in FOLDERS {
+        root.folder(path, permissions);
+    }
+    // The kernel opens the console for the first process; without the node it starts with no standard streams.
+    root.character_device("dev/console", 0o600, 5, 1);
+    root.character_device("dev/null", 0o666, 1, 3);
+
+    let order: String = modules.iter().map(|module| format!("{}\n", module.file_name)).collect();
+    root.file("etc/cocoon/modules", 0o644, order.into_bytes());
+    for Module { file_name, bytes } in modules {
+        root.file(&format!("lib/modules/{file_name}"), 0o644, bytes);
+    }
+    root.file("init", 0o755, guestd);
+    root.finish()
+}
+
+/// The modules a guest needs, with those first that its first answer to the host waits for.
+///
+/// TEE drivers are last; in a guest without that TEE, `tdx_guest` answers `ENODEV` when loaded.
+pub(crate) const MODULES: &[&str] =
+    &["vmw_vsock_virtio_transport", "virtio_blk", "virtio_net", "overlay", "tsm", "tdx_guest", "sev_guest"];
+
+const FOLDERS: [(&str, u32); 10] = [
+    ("dev", 0o755),
+    ("etc", 0o755),
+    ("etc/cocoon", 0o755),
+    ("lib", 0o755),
+    ("lib/modules", 0o755),
+    ("proc", 0o755),
+    ("root", 0o700),
+    ("run", 0o755),
+    ("sys", 0o755),
+    ("tmp", 0o1777),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpio::tests::parse;
+
+    #[test]
+    fn the_load_order_names_the_files_that_are_there() {
+        let module = |name: &str| Module { file_name: name.to_owned(), bytes: name.as_bytes().to_vec() };
+        let root = parse(&compose(b"guestd".to_vec(), vec![module("vsock.ko"), module("overlay.ko")]));
+        let bytes = |path: &str| root.iter().find(|entry| entry.path == path).map(|entry| &entry.bytes[..]);
+
+        assert_eq!(bytes("etc/cocoon/modules"), Some(&b"vsock.ko\noverlay.ko\n"[..]));
+        assert_eq!(bytes("lib/modules/overlay.ko"), Some(&b"overlay.ko"[..]));
+        assert_eq!(bytes("init"), Some(&b"guestd"[..]));
+    }
+
+    #[test]
+    fn every_entry_has_its_folder() {
+        let root = parse(&compose(Vec::new(), Vec::new()));
+        let paths: Vec<_> = root.iter().map(|entry| &entry.path).collect();
+        for path in &paths {
+            if let Some((folder, _)) = path.rsplit_once('/') {
+                assert!(paths.iter().any(|path| *path == folder), "{path}");
+            }
+        }
+    }
+}
