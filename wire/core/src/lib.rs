@@ -11,6 +11,7 @@ pub mod initdata;
 pub mod jwe;
 pub mod key_provider;
 pub mod layer;
+pub mod milestone;
 pub mod rcar;
 pub mod reference_value;
 pub mod resource;
