@@ -1,0 +1,144 @@
+//! What can go wrong with a VM: the stage, the cause, and what to do.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use crate::process::QEMU;
+use crate::qmp::QmpError;
+
+/// Why a VM could not be launched, or did not come up.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// QEMU is not installed.
+    #[error("launch: {QEMU} is not installed; install the package qemu-system-x86")]
+    QemuMissing,
+    /// A file of the VM's can't be found.
+    #[error("launch: {what} {path}: {source}; build or install the guest image")]
+    File {
+        /// Its part in the VM.
+        what: &'static str,
+        /// Where it should be.
+        path: PathBuf,
+        /// Why it can't be used.
+        source: io::Error,
+    },
+    /// A disk's serial can't be shown to the guest as it is.
+    #[error("launch: {0:?} is no disk serial; use 1 to 20 letters, digits, '-', '_' or '.'")]
+    DiskSerial(String),
+    /// QEMU could not be started, or its output could not be captured.
+    #[error("launch: {QEMU} can't be started: {0}; check the limits on processes and open files")]
+    Start(#[source] io::Error),
+    /// KVM was demanded and does not run guests here.
+    #[error("launch: KVM is not usable: {0}; check /dev/kvm and nested virtualisation, or use software emulation")]
+    KvmUnusable(String),
+    /// The monitor's socket can't be created.
+    #[error("launch: can't listen on {path}: {source}; remove the file if it is left from another VM")]
+    Listen {
+        /// Where.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// QEMU ended before it had built the machine.
+    #[error("launch: QEMU refused its command line ({}): {}; check the guest image, and that QEMU is 7.2 or newer", .0.status, .0.stderr_or_nothing())]
+    Refused(Box<ExitReason>),
+    /// QEMU's monitor did not work.
+    #[error("launch: {0}; check that QEMU is version 7.2 or newer")]
+    Monitor(#[source] QmpError),
+    /// QEMU did not build the machine in time.
+    #[error("launch: QEMU did not build the machine within {0:?}; check the load of the host")]
+    Slow(Duration),
+    /// The VM ended before the guest was ready.
+    #[error("boot: the guest did not come up: {0}; the console's last lines say more")]
+    GuestEnded(Box<ExitReason>),
+    /// The guest's kernel panicked and did not end the VM.
+    #[error("boot: the guest did not come up: kernel panic: {0}; the console's last lines say more")]
+    GuestPanicked(String),
+    /// The guest was not ready in time.
+    #[error(
+        "boot: the guest did not come up within {after:?}, its last line was {last_line:?}; allow more time or check the guest image"
+    )]
+    GuestSilent {
+        /// How long it was waited for.
+        after: Duration,
+        /// The console's last line, if any.
+        last_line: String,
+    },
+}
+
+impl Error {
+    pub(crate) fn starting(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::NotFound => Self::QemuMissing,
+            _ => Self::Start(error),
+        }
+    }
+}
+
+/// How a VM ended.
+#[derive(Clone, Debug)]
+pub struct ExitReason {
+    /// QEMU's exit status. A guest that powers off, reboots or panics ends QEMU with success.
+    pub status: ExitStatus,
+    /// Why the guest's kernel panicked, if it did.
+    pub kernel_panic: Option<String>,
+    /// The last lines of QEMU's own output.
+    pub stderr: Vec<String>,
+    /// The last lines of the guest's console.
+    pub console: Vec<String>,
+}
+
+impl ExitReason {
+    pub(crate) fn stderr_or_nothing(&self) -> String {
+        if self.stderr.is_empty() { "it gave no reason".to_owned() } else { self.stderr.join("; ") }
+    }
+}
+
+impl fmt::Display for ExitReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(panic) = &self.kernel_panic {
+            return write!(f, "kernel panic: {panic}");
+        }
+        if self.status.success() {
+            f.write_str("the VM was shut down")?;
+        } else {
+            write!(f, "QEMU ended with {}: {}", self.status, self.stderr_or_nothing())?;
+        }
+        match self.console.last() {
+            Some(line) => write!(f, " (last line of the console: {line:?})"),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt;
+
+    #[test]
+    fn an_exit_names_the_most_telling_cause() {
+        let off = ExitReason {
+            status: ExitStatus::from_raw(0),
+            kernel_panic: None,
+            stderr: Vec::new(),
+            console: vec!["first".into(), "reboot: Power down".into()],
+        };
+        let crashed =
+            ExitReason { status: ExitStatus::from_raw(1 << 8), stderr: vec!["no such device".into()], ..off.clone() };
+        let panicked = ExitReason { kernel_panic: Some("Attempted to kill init!".into()), ..off.clone() };
+        for (reason, text) in [
+            (off, "the VM was shut down (last line of the console: \"reboot: Power down\")"),
+            (
+                crashed,
+                "QEMU ended with exit status: 1: no such device (last line of the console: \"reboot: Power down\")",
+            ),
+            (panicked, "kernel panic: Attempted to kill init!"),
+        ] {
+            assert_eq!(reason.to_string(), text);
+        }
+    }
+}
