@@ -1,0 +1,155 @@
+//! The host's side of the guest agent's API: one connection, one method a request, one error for all of them.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use protobuf::well_known_types::empty::Empty;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
+use ttrpc::asynchronous::Client;
+use ttrpc::asynchronous::transport::Socket;
+use wire_ttrpc::agent::{
+    CloseStdinRequest, CreateContainerRequest, CreateSandboxRequest, DestroySandboxRequest, ExecProcessRequest,
+    GetMetricsRequest, ReadStreamRequest, RemoveContainerRequest, SignalProcessRequest, StartContainerRequest, UpdateInterfaceRequest,
+    UpdateRoutesRequest, WaitProcessRequest, WriteStreamRequest,
+};
+use wire_ttrpc::agent_ttrpc::AgentServiceClient;
+use wire_ttrpc::health::CheckRequest;
+use wire_ttrpc::health_ttrpc::HealthClient;
+
+use crate::life::{CID, VSOCK};
+use crate::{Directory, Error, SandboxName};
+
+/// A connection to the agent in a guest. Clones share it.
+#[derive(Clone)]
+pub struct Agent {
+    agent: AgentServiceClient,
+    health: HealthClient,
+}
+
+/// How the guest's ports are reached.
+#[derive(Clone, Debug)]
+pub(crate) enum Channel {
+    /// A unix socket that takes `CONNECT <port>`.
+    Hybrid(PathBuf),
+    /// The host kernel's vsock.
+    Kernel {
+        /// The guest's context id.
+        cid: u32,
+    },
+}
+
+impl Agent {
+    /// Connects to the agent's port.
+    ///
+    /// # Errors
+    /// [`Error::Connect`].
+    pub(crate) async fn connect(channel: &Channel) -> Result<Self, Error> {
+        let socket = match channel {
+            Channel::Hybrid(socket) => Socket::from(hybrid(socket, AGENT_PORT).await.map_err(Error::Connect)?),
+            Channel::Kernel { cid } => {
+                let address = tokio_vsock::VsockAddr::new(*cid, AGENT_PORT);
+                Socket::from(tokio_vsock::VsockStream::connect(address).await.map_err(Error::Connect)?)
+            }
+        };
+        let client = Client::new(socket);
+        Ok(Self { agent: AgentServiceClient::new(client.clone()), health: HealthClient::new(client) })
+    }
+
+    /// Connects to the agent of a sandbox that another process owns.
+    ///
+    /// # Errors
+    /// [`Error::NotRunning`], [`Error::Connect`].
+    pub async fn of_sandbox(name: &SandboxName) -> Result<Self, Error> {
+        let folder = Directory::path_of(name);
+        let channel = match std::fs::read_to_string(folder.join(CID)) {
+            Ok(cid) => Channel::Kernel { cid: cid.parse().map_err(|_| Error::NotRunning { name: name.to_string() })? },
+            Err(_) if folder.join(VSOCK).exists() => Channel::Hybrid(folder.join(VSOCK)),
+            Err(_) => return Err(Error::NotRunning { name: name.to_string() }),
+        };
+        Self::connect(&channel).await
+    }
+
+    /// Asks whether the agent serves.
+    ///
+    /// # Errors
+    /// [`Error::Guest`] and the others of a request.
+    pub async fn check(&self) -> Result<(), Error> {
+        const REQUEST: &str = "Check";
+        let answer = self.health.check(context(SHORT), &CheckRequest::new()).await;
+        answer.map(drop).map_err(|error| Error::of_request(REQUEST, SHORT.as_secs(), error))
+    }
+}
+
+impl Agent {
+    /// The guest's metrics in Prometheus text.
+    ///
+    /// # Errors
+    /// [`Error::Denied`] unless the guest's policy allows it.
+    pub async fn metrics(&self) -> Result<String, Error> {
+        Ok(self.get_metrics(GetMetricsRequest::new()).await?.metrics)
+    }
+}
+
+/// One method a request: `name, client's method, request, answer, how long it may take`.
+macro_rules! requests {
+    ($($name:ident $method:ident $request:ty => $answer:ty, $limit:expr;)*) => {
+        impl Agent {
+            $(
+                pub(crate) async fn $method(&self, request: $request) -> Result<$answer, Error> {
+                    let answer = self.agent.$method(context($limit), &request).await;
+                    answer.map_err(|error| Error::of_request(stringify!($name), $limit.as_secs(), error))
+                }
+            )*
+        }
+    };
+}
+
+requests! {
+    CreateSandbox create_sandbox CreateSandboxRequest => Empty, SHORT;
+    DestroySandbox destroy_sandbox DestroySandboxRequest => Empty, SHORT;
+    UpdateInterface update_interface UpdateInterfaceRequest => wire_ttrpc::types::Interface, SHORT;
+    UpdateRoutes update_routes UpdateRoutesRequest => wire_ttrpc::agent::Routes, SHORT;
+    GetMetrics get_metrics GetMetricsRequest => wire_ttrpc::agent::Metrics, SHORT;
+    CreateContainer create_container CreateContainerRequest => Empty, PULL;
+    StartContainer start_container StartContainerRequest => Empty, SHORT;
+    RemoveContainer remove_container RemoveContainerRequest => Empty, SHORT;
+    ExecProcess exec_process ExecProcessRequest => Empty, SHORT;
+    SignalProcess signal_process SignalProcessRequest => Empty, SHORT;
+    WaitProcess wait_process WaitProcessRequest => wire_ttrpc::agent::WaitProcessResponse, FOREVER;
+    WriteStdin write_stdin WriteStreamRequest => wire_ttrpc::agent::WriteStreamResponse, FOREVER;
+    CloseStdin close_stdin CloseStdinRequest => Empty, SHORT;
+    ReadStdout read_stdout ReadStreamRequest => wire_ttrpc::agent::ReadStreamResponse, FOREVER;
+    ReadStderr read_stderr ReadStreamRequest => wire_ttrpc::agent::ReadStreamResponse, FOREVER;
+}
+
+fn context(limit: Duration) -> ttrpc::context::Context {
+    ttrpc::context::with_duration(limit)
+}
+
+/// Connects to a guest's port through the unix socket of a hybrid vsock.
+async fn hybrid(socket: &Path, port: u32) -> io::Result<UnixStream> {
+    let mut stream = UnixStream::connect(socket).await?;
+    stream.write_all(format!("CONNECT {port}\n").as_bytes()).await?;
+    // Byte by byte: what follows the line belongs to the guest's first message.
+    let mut line = Vec::new();
+    while line.last() != Some(&b'\n') {
+        if line.len() > 64 {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the channel's answer is not a line"));
+        }
+        line.push(stream.read_u8().await?);
+    }
+    if line.starts_with(b"OK ") {
+        Ok(stream)
+    } else {
+        Err(io::Error::new(io::ErrorKind::ConnectionRefused, format!("nobody listens on the guest's port {port}")))
+    }
+}
+
+const AGENT_PORT: u32 = 1024;
+const SHORT: Duration = Duration::from_secs(60);
+/// A pull over a slow line; the guest bounds stalls itself.
+const PULL: Duration = Duration::from_secs(1200);
+/// ttrpc's word for "no limit".
+const FOREVER: Duration = Duration::ZERO;

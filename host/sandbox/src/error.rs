@@ -1,0 +1,57 @@
+//! Why a sandbox could not do what it was asked: stage, cause, next step.
+
+use std::io;
+use std::path::PathBuf;
+
+/// Why a sandbox could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("sandbox: \"{0}\" is not a name; use 1 to 63 of a-z, A-Z, 0-9, '_', '.' and '-', starting with a letter or digit")]
+    Name(String),
+    #[error("sandbox: {name} is already running; next: choose another name or stop it first")]
+    Running { name: String },
+    #[error("sandbox: {name} is not running; next: start it with \"cocoon run --name {name}\"")]
+    NotRunning { name: String },
+    #[error("sandbox: {path} can't be used: {source}; next: check the folder's permissions and free space")]
+    Directory { path: PathBuf, source: io::Error },
+    #[error("channel: {0}")]
+    Vsock(#[from] vsock_backend::Error),
+    #[error(transparent)]
+    Hypervisor(#[from] hypervisor::Error),
+    #[error("run: the pod's machine ended: {0}; next: look at the guest's console with RUST_LOG=console=debug")]
+    Exited(hypervisor::ExitReason),
+    #[error("boot: the guest refused to start: {0}")]
+    Refused(String),
+    #[error("channel: the guest's agent can't be reached: {0}; next: look at the guest's console")]
+    Connect(io::Error),
+    #[error("channel: the guest's agent closed the connection; next: look at the guest's console")]
+    Closed,
+    #[error("{request}: {message}")]
+    Denied { request: &'static str, message: String },
+    #[error("{request}: the guest failed: {message}")]
+    Guest { request: &'static str, message: String },
+    #[error("{request}: the guest did not answer within {seconds} s; next: look at its console")]
+    Timeout { request: &'static str, seconds: u64 },
+    #[error("output: the container's output can't be written: {0}; next: check where it goes")]
+    Output(io::Error),
+    #[error("input: the container's input can't be read: {0}; next: check where it comes from")]
+    Input(io::Error),
+}
+
+impl Error {
+    /// The error of an agent's answer.
+    pub(crate) fn of_request(request: &'static str, seconds: u64, error: ttrpc::Error) -> Self {
+        match error {
+            ttrpc::Error::RpcStatus(status) => {
+                let message = status.message().to_owned();
+                match status.code() {
+                    ttrpc::Code::PERMISSION_DENIED => Self::Denied { request, message },
+                    ttrpc::Code::DEADLINE_EXCEEDED => Self::Timeout { request, seconds },
+                    _ => Self::Guest { request, message },
+                }
+            }
+            ttrpc::Error::Socket(_) | ttrpc::Error::LocalClosed | ttrpc::Error::RemoteClosed => Self::Closed,
+            other => Self::Guest { request, message: other.to_string() },
+        }
+    }
+}

@@ -1,0 +1,20 @@
+//! One pod's virtual machine on an untrusted host: its folder, its initdata disk, its network, its agent.
+//!
+//! Nothing here is trusted by the guest. What the guest lets this crate do is up to the policy in its initdata.
+
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod agent;
+mod container;
+mod directory;
+mod error;
+mod life;
+mod timeline;
+
+pub use agent::Agent;
+pub use container::{Container, ContainerConfig, Stream};
+pub use directory::{Directory, SandboxName};
+pub use error::Error;
+pub use life::{GuestFiles, InitDataDisk, Sandbox, SandboxConfig};
+pub use timeline::{Event, Timeline};
