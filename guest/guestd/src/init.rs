@@ -1,0 +1,82 @@
+//! What the first process owes its machine: file systems, a root that containers can pivot from, and the end.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use nix::mount::{MsFlags, mount};
+use nix::sys::reboot::{RebootMode, reboot};
+
+/// Mounts what the roles need and moves to a root that `pivot_root` accepts.
+///
+/// The kernel's initramfs can't be pivoted from. A bind mount of it, moved onto `/`, can, and nothing is copied.
+///
+/// # Errors
+/// [`Error`] names the mount that failed.
+pub(crate) fn mount_file_systems() -> Result<(), Error> {
+    let plain = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    attach("proc", "/proc", "proc", plain, "")?;
+    attach("sysfs", "/sys", "sysfs", plain, "")?;
+    attach("devtmpfs", "/dev", "devtmpfs", MsFlags::MS_NOSUID, "mode=0755")?;
+
+    fs::create_dir_all(NEW_ROOT).map_err(|source| Error { what: NEW_ROOT.to_owned(), source })?;
+    step("/", || mount(Some("/"), NEW_ROOT, NONE, MsFlags::MS_BIND, NONE))?;
+    for moved in ["/proc", "/sys", "/dev"] {
+        let target = format!("{NEW_ROOT}{moved}");
+        step(moved, || mount(Some(moved), target.as_str(), NONE, MsFlags::MS_MOVE, NONE))?;
+    }
+    step("the new root", || {
+        nix::unistd::chdir(NEW_ROOT)?;
+        mount(Some("."), "/", NONE, MsFlags::MS_MOVE, NONE)?;
+        nix::unistd::chroot(".")?;
+        nix::unistd::chdir("/")
+    })?;
+
+    attach("tmpfs", "/run", "tmpfs", MsFlags::MS_NOSUID | MsFlags::MS_NODEV, "mode=0755,size=75%")?;
+    attach("tmpfs", "/tmp", "tmpfs", MsFlags::MS_NOSUID | MsFlags::MS_NODEV, "mode=1777")?;
+    attach("devpts", "/dev/pts", "devpts", MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC, "mode=0620,ptmxmode=0666")?;
+    attach("tmpfs", "/dev/shm", "tmpfs", MsFlags::MS_NOSUID | MsFlags::MS_NODEV, "mode=1777")?;
+    attach("cgroup2", CGROUPS, "cgroup2", plain, "")?;
+    enable_controllers()
+}
+
+/// Ends the virtual machine. Never returns: where the kernel refuses, PID 1 has nothing left to do but to stay.
+pub(crate) fn power_off() -> ! {
+    nix::unistd::sync();
+    loop {
+        let _ = reboot(RebootMode::RB_POWER_OFF);
+        nix::unistd::pause();
+    }
+}
+
+/// A step of the bring-up that the kernel refused.
+#[derive(Debug, thiserror::Error)]
+#[error("init: {what} can't be set up: {source}; next: check that the guest image fits its kernel")]
+pub(crate) struct Error {
+    what: String,
+    source: io::Error,
+}
+
+fn attach(source: &str, target: &str, kind: &str, flags: MsFlags, data: &str) -> Result<(), Error> {
+    step(target, || fs::create_dir_all(target))?;
+    step(target, || mount(Some(source), target, Some(kind), flags, Some(data)))
+}
+
+/// Runs one step and names it if it fails.
+fn step<E: Into<io::Error>>(what: &str, run: impl FnOnce() -> Result<(), E>) -> Result<(), Error> {
+    run().map_err(|source| Error { what: what.to_owned(), source: source.into() })
+}
+
+/// Lets children of the root cgroup be limited in all that the kernel offers.
+fn enable_controllers() -> Result<(), Error> {
+    let root = Path::new(CGROUPS);
+    step("cgroups", || {
+        let available = fs::read_to_string(root.join("cgroup.controllers"))?;
+        let enabled: Vec<String> = available.split_whitespace().map(|name| format!("+{name}")).collect();
+        fs::write(root.join("cgroup.subtree_control"), enabled.join(" "))
+    })
+}
+
+const NONE: Option<&str> = None;
+const NEW_ROOT: &str = "/newroot";
+const CGROUPS: &str = "/sys/fs/cgroup";

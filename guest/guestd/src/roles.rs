@@ -1,0 +1,129 @@
+//! Composes the guest's roles: attestation agent, data hub, workload API and agent, as tasks of one process.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use agent::{Agent, AgentConfig, AgentEvent, Policy};
+use attestation_agent::{AaConfig, AttestationAgent};
+use data_hub::{CdhConfig, DataHub};
+use evidence::Attester;
+use tokio::runtime::Builder;
+use wire::initdata::InitData;
+use wire::milestone::Milestone;
+use workload_api::WorkloadApi;
+
+use crate::images::HubImages;
+use crate::resources::HubResources;
+use crate::{binding, init, kernel_modules};
+
+/// Configures every role from the initdata and serves until one of them fails.
+///
+/// # Errors
+/// The first role that can't be set up, or that ends.
+pub(crate) fn serve(initdata: Option<InitData>) -> Result<(), Error> {
+    let runtime = Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build().map_err(Error::Runtime)?;
+    runtime.block_on(run(initdata))
+}
+
+async fn run(initdata: Option<InitData>) -> Result<(), Error> {
+    let file = |name| initdata.as_ref().and_then(|initdata: &InitData| initdata.get(name));
+    let policy = match file("policy.rego") {
+        Some(text) => Policy::parse(text)?,
+        None => Policy::default(),
+    };
+    let aa = file("aa.toml").map(AaConfig::parse).transpose()?.unwrap_or_default();
+    let cdh = file("cdh.toml").map(CdhConfig::parse).transpose()?.unwrap_or_default();
+
+    let attester = Attester::detect(Path::new("/"))?;
+    let attestation = Arc::new(AttestationAgent::new(aa, attester, initdata.clone())?);
+    let hub = Arc::new(DataHub::new(cdh, Arc::clone(&attestation))?);
+    agent::bring_up_loopback().await?;
+
+    let agent = Arc::new(Agent::new(AgentConfig {
+        policy,
+        images: Arc::new(HubImages::new(Arc::clone(&hub))),
+        helper: PathBuf::from("/proc/self/exe"),
+        root: PathBuf::from("/run/kata-containers"),
+        resolv_conf: Some(PathBuf::from("/etc/resolv.conf")),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    })?);
+    let mut events = agent.events();
+    let ready = async {
+        // The channel keeps what was said before this is polled.
+        while let Ok(event) = events.recv().await {
+            if matches!(event, AgentEvent::Listening) {
+                println!("{}", Milestone::Ready);
+            }
+        }
+        std::future::pending().await
+    };
+
+    let workload_api = WorkloadApi::bind(
+        WORKLOADS.parse().map_err(|_| Error::Address)?,
+        attestation.tee(),
+        Arc::new(HubResources(Arc::clone(&hub))),
+    )
+    .await?;
+    let _attestation_api = attestation_agent::serve(Arc::clone(&attestation), attestation_agent::ADDRESS).await?;
+    let mut attested = attestation.attested();
+    let announce = async {
+        if attested.wait_for(|attested| *attested).await.is_ok() {
+            println!("{}", Milestone::Attested);
+        }
+        std::future::pending().await
+    };
+    // Credentials of the configuration need the network, which the host sets up later; so this one has its own time.
+    let hub_api = async {
+        let _hub_api = data_hub::serve(hub).await?;
+        std::future::pending().await
+    };
+    tokio::select! {
+        outcome = agent.serve(AGENT) => Ok(outcome?),
+        outcome = ready => outcome,
+        outcome = agent::reap_orphans() => outcome.map_err(Error::Runtime),
+        outcome = workload_api.serve() => Ok(outcome?),
+        outcome = hub_api => outcome,
+        outcome = announce => outcome,
+    }
+}
+
+/// Why the guest gives up: the text names the stage.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error(transparent)]
+    Init(#[from] init::Error),
+    #[error(transparent)]
+    Modules(#[from] kernel_modules::Error),
+    #[error(transparent)]
+    InitData(#[from] binding::Error),
+    #[error("guestd: no threads: {0}; next: give the guest more memory")]
+    Runtime(std::io::Error),
+    #[error("policy.rego: {0}")]
+    Policy(#[from] agent::policy::Error),
+    #[error(transparent)]
+    AaConfig(#[from] attestation_agent::ConfigError),
+    #[error(transparent)]
+    CdhConfig(#[from] data_hub::ConfigError),
+    #[error("evidence: {0}")]
+    Evidence(#[from] evidence::Error),
+    #[error("attestation agent: {0}")]
+    Attestation(#[from] attestation_agent::Error),
+    #[error("attestation agent: {0}")]
+    AttestationApi(#[from] attestation_agent::endpoint::Error),
+    #[error("data hub: {0}")]
+    DataHub(#[from] data_hub::Error),
+    #[error("agent: {0}")]
+    Agent(#[from] agent::Error),
+    #[error("network: {0}")]
+    Network(#[from] agent::NetworkError),
+    #[error("workload API: {0}")]
+    WorkloadApi(#[from] workload_api::Error),
+    #[error("workload API: its address is not one")]
+    Address,
+}
+
+/// Any context id, the agent's port.
+const AGENT: &str = "vsock://-1:1024";
+const WORKLOADS: &str = "127.0.0.1:8006";
+/// One guest processor is the rule; a second thread keeps requests going beside a blocking policy.
+const WORKERS: usize = 2;
