@@ -1,0 +1,243 @@
+//! One container: its first process, the commands run in it, and what has to be removed with it.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rustix::process::Signal;
+use wire_ttrpc::agent::ExecProcessRequest;
+
+use crate::cgroup::Cgroup;
+use crate::fault::Fault;
+use crate::helper::Helper;
+use crate::id::Id;
+use crate::images::{ImageProcess, Images};
+use crate::process::Process;
+use crate::spec;
+
+/// A container whose first process has been made.
+pub(crate) struct Container {
+    id: Id,
+    /// The name that the caller may have given the first process.
+    first: String,
+    home: Home,
+    init: Process,
+    started: Mutex<bool>,
+    commands: Mutex<HashMap<Id, Command>>,
+}
+
+/// What a container occupies in the guest, from the moment its creation begins.
+#[derive(Clone)]
+pub(crate) struct Home {
+    id: Id,
+    bundle: PathBuf,
+    cgroup: Cgroup,
+    helper: Helper,
+}
+
+impl Home {
+    /// Makes the bundle's folder.
+    pub(crate) fn make(id: &Id, root: &Path, helper: &Helper) -> Result<Self, Fault> {
+        let bundle = root.join(id);
+        std::fs::create_dir(&bundle).map_err(|e| Fault::Io("container's folder can't be made", e))?;
+        Ok(Self { id: id.clone(), bundle, cgroup: Cgroup::of(id), helper: helper.clone() })
+    }
+
+    /// The folder with the container's files and root file system.
+    pub(crate) fn bundle(&self) -> &Path {
+        &self.bundle
+    }
+
+    /// Kills all that runs and removes all that is there. What can't be removed is logged and left.
+    pub(crate) async fn clear(&self, images: &dyn Images) {
+        let warn = |what: &str, error: &dyn std::fmt::Display| tracing::warn!(container = %self.id, %error, "{what}");
+        if let Err(error) = self.cgroup.kill() {
+            warn("control group can't be killed", &error);
+        }
+        if let Err(error) = self.cgroup.remove().await {
+            warn("control group can't be removed", &error);
+        }
+        if let Err(error) = self.helper.forget(&self.id) {
+            warn("runtime state can't be removed", &error);
+        }
+        images.release(&self.bundle).await;
+        // Only the folder's own files, level by level: a root file system that is still mounted is not emptied.
+        if let Err(error) = remove_bundle(&self.bundle) {
+            warn("bundle can't be removed", &error);
+        }
+    }
+}
+
+impl Container {
+    /// Makes the first process of the container whose bundle is complete; it runs once the container is started.
+    pub(crate) async fn create(home: Home, first: &str, terminal: bool) -> Result<Self, Fault> {
+        let (pid, streams) = home.helper.create(&home.id, &home.bundle, terminal).await?;
+        let init = Process::watch(pid, streams).map_err(|e| Fault::Io("container can't be watched", e))?;
+        Ok(Self {
+            id: home.id.clone(),
+            first: first.to_owned(),
+            home,
+            init,
+            started: Mutex::new(false),
+            commands: Mutex::new(HashMap::new()),
+        })
+    }
+
+    /// The container's first process.
+    pub(crate) fn init(&self) -> &Process {
+        &self.init
+    }
+
+    /// Lets the first process run its program.
+    pub(crate) fn start(&self) -> Result<(), Fault> {
+        let mut started = self.started.lock().unwrap_or_else(PoisonError::into_inner);
+        if *started {
+            return Err(Fault::State(format!("container {} has been started already", self.id)));
+        }
+        self.home.helper.start(&self.id)?;
+        *started = true;
+        Ok(())
+    }
+
+    /// Runs a command in the container.
+    pub(crate) async fn exec(&self, request: &ExecProcessRequest) -> Result<(), Fault> {
+        let exec = Id::parse(&request.exec_id)?;
+        if self.is_first(exec.as_str()) {
+            return Err(Fault::Exists(format!("process {exec} of container {}", self.id)));
+        }
+        let process = request.process.as_ref().ok_or(Fault::Invalid("the request has no process; next: set it"))?;
+        if request.stdin_port.is_some() || request.stdout_port.is_some() || request.stderr_port.is_some() {
+            return Err(spec::Error::Unsupported("streams on ports").into());
+        }
+        let rootfs = self.home.bundle.join("rootfs");
+        let described = spec::process(process, request.string_user.as_ref(), &ImageProcess::default(), &rootfs)?;
+        self.reserve(&exec)?;
+        let described = described.to_string().into_bytes();
+        let result = self.home.helper.exec(&self.id, &self.home.bundle, &exec, &described, process.Terminal).await;
+        let started = result.map_err(Fault::from).and_then(|(pid, streams)| {
+            Process::watch(pid, streams).map_err(|e| Fault::Io("process can't be watched", e))
+        });
+        match started {
+            Ok(process) => {
+                self.commands().insert(exec, Command::Running(Arc::new(process)));
+                Ok(())
+            }
+            Err(fault) => {
+                self.commands().remove(&exec);
+                Err(fault)
+            }
+        }
+    }
+
+    /// Calls for the process of that name. The first process has the container's name, the one its creation gave it, or none.
+    pub(crate) fn process(&self, name: &str) -> Result<Named<'_>, Fault> {
+        if self.is_first(name) {
+            return Ok(Named::First(&self.init));
+        }
+        match self.commands().get(name) {
+            Some(Command::Running(process)) => Ok(Named::Other(Arc::clone(process))),
+            _ => Err(Fault::NotFound(format!(
+                "process {:?} of container {}",
+                name.chars().take(128).collect::<String>(),
+                self.id
+            ))),
+        }
+    }
+
+    /// Sends a signal to a process; SIGKILL to the first one kills all that runs in the container.
+    pub(crate) fn signal(&self, name: &str, signal: Signal) -> Result<(), Fault> {
+        let failed = |e| Fault::Io("signal can't be sent", e);
+        match self.process(name)? {
+            Named::First(init) => {
+                // The first process of a namespace is spared signals that it doesn't handle: this one is meant to end it.
+                let ends = signal == Signal::KILL || (signal == Signal::TERM && !init.handles(signal));
+                if ends {
+                    self.home.cgroup.kill().and_then(|()| init.signal(Signal::KILL))
+                } else {
+                    init.signal(signal)
+                }
+                .map_err(failed)
+            }
+            Named::Other(process) => process.signal(signal).map_err(failed),
+        }
+    }
+
+    /// Kills all that runs in the container and waits for its end, then removes what belongs to it.
+    ///
+    /// # Errors
+    /// [`Fault::State`] where that takes longer than `limit`: then the container is still there.
+    pub(crate) async fn remove(&self, images: &dyn Images, limit: Option<Duration>) -> Result<(), Fault> {
+        let failed = |e| Fault::Io("container can't be killed", e);
+        self.home.cgroup.kill().map_err(failed)?;
+        self.init.signal(Signal::KILL).map_err(failed)?;
+        match limit {
+            Some(limit) => tokio::time::timeout(limit, self.init.ended())
+                .await
+                .map_err(|_| Fault::State(format!("container {} did not end within {} s", self.id, limit.as_secs())))?,
+            None => self.init.ended().await,
+        };
+        self.home.clear(images).await;
+        Ok(())
+    }
+
+    fn is_first(&self, name: &str) -> bool {
+        name.is_empty() || name == self.id.as_str() || name == self.first
+    }
+
+    /// Takes a place for a command, making room by forgetting commands that have ended.
+    fn reserve(&self, exec: &Id) -> Result<(), Fault> {
+        let mut commands = self.commands();
+        if commands.contains_key(exec) {
+            return Err(Fault::Exists(format!("process {exec} of container {}", self.id)));
+        }
+        if commands.len() >= MAX_COMMANDS {
+            commands.retain(|_, command| !matches!(command, Command::Running(process) if process.has_ended()));
+        }
+        if commands.len() >= MAX_COMMANDS {
+            return Err(Fault::State(format!("container {} runs {MAX_COMMANDS} commands already", self.id)));
+        }
+        commands.insert(exec.clone(), Command::Starting);
+        Ok(())
+    }
+
+    fn commands(&self) -> MutexGuard<'_, HashMap<Id, Command>> {
+        self.commands.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A process of a container, found by its name.
+pub(crate) enum Named<'a> {
+    First(&'a Process),
+    Other(Arc<Process>),
+}
+
+impl std::ops::Deref for Named<'_> {
+    type Target = Process;
+
+    fn deref(&self) -> &Process {
+        match self {
+            Self::First(process) => process,
+            Self::Other(process) => process,
+        }
+    }
+}
+
+enum Command {
+    Starting,
+    Running(Arc<Process>),
+}
+
+fn remove_bundle(bundle: &Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(bundle)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            std::fs::remove_dir(entry.path())?;
+        } else {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    std::fs::remove_dir(bundle)
+}
+
+const MAX_COMMANDS: usize = 128;

@@ -1,0 +1,75 @@
+//! Why a request fails, and the status code that tells so on the wire.
+
+use std::io;
+
+use ttrpc::Code;
+
+use crate::id::InvalidId;
+use crate::images::ImageError;
+use crate::policy::{self, Denial};
+use crate::{helper, network, sandbox, spec};
+
+/// A request that was not fulfilled. Its text goes to the host.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Fault {
+    #[error(transparent)]
+    Denied(#[from] Denial),
+    #[error(transparent)]
+    Id(#[from] InvalidId),
+    #[error("{0}")]
+    Invalid(&'static str),
+    #[error("{0} is not there; next: create it first")]
+    NotFound(String),
+    #[error("{0} is there already; next: remove it first, or use another id")]
+    Exists(String),
+    #[error("{0}")]
+    State(String),
+    #[error("{0} is not implemented by this guest")]
+    Unimplemented(&'static str),
+    #[error("image can't be had: {0}")]
+    Image(#[from] ImageError),
+    #[error("image {0:?} resolved to {1:?}, which is not a sha256 digest; next: report this as a defect")]
+    Digest(String, String),
+    #[error("creation was abandoned: its caller is gone")]
+    Abandoned,
+    #[error(transparent)]
+    Spec(#[from] spec::Error),
+    #[error(transparent)]
+    Sandbox(#[from] sandbox::Error),
+    #[error(transparent)]
+    Helper(#[from] helper::Error),
+    #[error(transparent)]
+    Network(#[from] network::Error),
+    #[error(transparent)]
+    Policy(#[from] policy::Error),
+    #[error("{0}: {1}")]
+    Io(&'static str, #[source] io::Error),
+    #[error("a task of the agent failed: {0}")]
+    Task(#[from] tokio::task::JoinError),
+}
+
+impl Fault {
+    fn code(&self) -> Code {
+        match self {
+            Self::Denied(_) => Code::PERMISSION_DENIED,
+            Self::Id(_) | Self::Invalid(_) | Self::Spec(_) | Self::Policy(_) => Code::INVALID_ARGUMENT,
+            Self::Sandbox(sandbox::Error::Folder(_) | sandbox::Error::Volume(_)) => Code::INTERNAL,
+            Self::Sandbox(_) => Code::INVALID_ARGUMENT,
+            Self::Network(network::Error::Invalid(..)) => Code::INVALID_ARGUMENT,
+            Self::NotFound(_) | Self::Network(network::Error::NoLink(_)) => Code::NOT_FOUND,
+            Self::Exists(_) => Code::ALREADY_EXISTS,
+            Self::State(_) => Code::FAILED_PRECONDITION,
+            Self::Unimplemented(_) => Code::UNIMPLEMENTED,
+            Self::Abandoned => Code::CANCELLED,
+            Self::Image(_) | Self::Digest(..) | Self::Helper(_) | Self::Network(_) | Self::Io(..) | Self::Task(_) => {
+                Code::INTERNAL
+            }
+        }
+    }
+}
+
+impl From<Fault> for ttrpc::Error {
+    fn from(fault: Fault) -> Self {
+        Self::RpcStatus(ttrpc::get_status(fault.code(), fault))
+    }
+}

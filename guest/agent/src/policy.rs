@@ -1,0 +1,271 @@
+//! The policy: which requests of the host the guest's owner allows.
+//!
+//! A policy is Rego text in package `agent_policy`. A request of type `T` is allowed where the rule
+//! `data.agent_policy.T` is `true`, or `{"allowed": true, "ops": [...]}` with JSON Patch operations on the state
+//! that the policy keeps under `data.pstate`. Everything else is a denial: an undefined rule, another value, an
+//! error, an evaluation that takes too long.
+
+mod nesting;
+mod patch;
+
+use std::fmt;
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use regorus::utils::limits::{ExecutionTimerConfig, PolicyLengthConfig};
+use regorus::{Engine, Value};
+use serde_json::json;
+
+use patch::Operation;
+
+/// A parsed policy together with the state it keeps. Cheap to ask from many tasks at once.
+pub struct Policy {
+    active: Mutex<Active>,
+}
+
+impl Policy {
+    /// Parses the text of a policy. May take a second of processor time for a large one.
+    ///
+    /// # Errors
+    /// [`Error`] where the text is not Rego version 1 in package `agent_policy`, or exceeds the limits of this page.
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        Ok(Self { active: Mutex::new(Active::parse(text)?) })
+    }
+
+    /// Whether the policy has any rule for requests of this type.
+    pub(crate) fn mentions(&self, request: &str) -> bool {
+        self.lock().mentions(request)
+    }
+
+    /// Asks whether a request of the host is allowed, and applies the change of state that comes with a yes.
+    pub(crate) fn decide(&self, request: &'static str, input: serde_json::Value) -> Result<(), Denial> {
+        let input = Value::from(input);
+        loop {
+            let asked = self.lock().clone();
+            let operations = asked.evaluate(request, input.clone())?;
+            if operations.is_empty() {
+                return Ok(());
+            }
+            // Another request may have changed the state meanwhile: then the answer has to be found anew.
+            let mut active = self.lock();
+            if active.generation == asked.generation {
+                return active.update(&operations).map_err(|cause| Denial::new(request, Reason::Operations(cause)));
+            }
+        }
+    }
+
+    /// Puts another policy in this one's place, with fresh state.
+    pub(crate) fn replace(&self, other: Self) {
+        let mut other = other.active.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let mut active = self.lock();
+        other.generation = active.generation + 1;
+        *active = other;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Active> {
+        // Nothing that panics runs under the lock, and the value is only ever replaced as a whole.
+        self.active.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Default for Policy {
+    /// The policy of a guest whose owner gave it none: no container can be created.
+    fn default() -> Self {
+        Self::parse(DEFAULT).expect("the policy that is part of the program is valid")
+    }
+}
+
+impl fmt::Debug for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Policy").finish_non_exhaustive()
+    }
+}
+
+/// Why a text is not a policy.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The text has more bytes than a policy may have.
+    #[error("policy has {0} bytes, {MAX_BYTES} are allowed; next: move data out of the policy")]
+    TooLarge(usize),
+    /// Parsing the text could take for ever.
+    #[error("policy is nested too deeply: {0}; next: give inner values names of their own")]
+    TooDeep(String),
+    /// The text is not Rego.
+    #[error("policy is not Rego version 1: {0}; next: check it with `opa check --v1-compatible`")]
+    Syntax(String),
+    /// The text is Rego of another package.
+    #[error("policy is not in package agent_policy; next: open it with `package agent_policy`")]
+    Package,
+}
+
+/// A request that the policy does not allow. Its text goes to the host.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Denial {
+    request: &'static str,
+    reason: Reason,
+    prints: String,
+}
+
+impl Denial {
+    fn new(request: &'static str, reason: Reason) -> Self {
+        Self { request, reason, prints: String::new() }
+    }
+}
+
+impl fmt::Display for Denial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { request, reason, prints } = self;
+        write!(f, "{request} is blocked by policy: ")?;
+        let rule = format_args!("rule data.agent_policy.{request}");
+        let next = "next: change the rule in policy.rego of the pod's initdata, or the request";
+        match reason {
+            Reason::Missing => write!(
+                f,
+                "{rule} is not defined, so it is denied by default; next: add the rule to policy.rego in the pod's initdata"
+            ),
+            Reason::Undefined => write!(f, "{rule} is undefined for this request: no body of it holds; {next}"),
+            Reason::False => write!(f, "{rule} is false for this request: no body of it holds; {next}"),
+            Reason::OtherValue => {
+                write!(f, "{rule} is neither a boolean nor an object with `allowed` and `ops`; next: correct the rule")
+            }
+            Reason::Failed(cause) => write!(f, "{rule} can't be evaluated: {cause}; next: correct the rule"),
+            Reason::Operations(cause) => {
+                write!(f, "{rule} gave operations that don't apply: {cause}; next: correct the rule")
+            }
+        }?;
+        if !prints.is_empty() {
+            write!(f, "; the policy printed: {prints}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Denial {}
+
+#[derive(Clone, Debug, PartialEq)]
+enum Reason {
+    Missing,
+    Undefined,
+    False,
+    OtherValue,
+    Failed(String),
+    Operations(String),
+}
+
+/// The engine that holds policy and state. Its clones share both until one is changed.
+#[derive(Clone)]
+struct Active {
+    engine: Engine,
+    generation: u64,
+}
+
+impl Active {
+    fn parse(text: &str) -> Result<Self, Error> {
+        if text.len() > MAX_BYTES {
+            return Err(Error::TooLarge(text.len()));
+        }
+        nesting::check(text).map_err(Error::TooDeep)?;
+
+        // The interpreter in version 1 mode: regorus' virtual machine and its version 0 mode both turn some rules
+        // that should be undefined into `true`.
+        let mut engine = Engine::new();
+        engine.set_strict_builtin_errors(false);
+        engine.set_gather_prints(true);
+        engine.set_execution_timer_config(TIMER);
+        engine.set_policy_length_config(LENGTH);
+        let syntax = |e: &dyn fmt::Display| Error::Syntax(shorten(&e.to_string()));
+        let package = engine.add_policy(FILE.to_owned(), text.to_owned()).map_err(|e| syntax(&e))?;
+        if package != "data.agent_policy" {
+            return Err(Error::Package);
+        }
+        engine.add_data(Value::from(json!({"pstate": {}}))).map_err(|e| syntax(&e))?;
+        // Evaluating once finds what only the analysis before the first evaluation finds, and saves it later.
+        let mut probe = engine.clone();
+        probe.set_input(Value::new_object());
+        let _ = probe.eval_rule("data.agent_policy.GuestDetailsRequest".to_owned());
+        Ok(Self { engine, generation: 0 })
+    }
+
+    fn mentions(&self, request: &str) -> bool {
+        self.engine.has_declared_rule_rooted_at(FILE, request).unwrap_or(false)
+    }
+
+    fn evaluate(&self, request: &'static str, input: Value) -> Result<Vec<Operation>, Denial> {
+        if !self.mentions(request) {
+            return Err(Denial::new(request, Reason::Missing));
+        }
+        let mut engine = self.engine.clone();
+        engine.set_input(input);
+        let result = engine.eval_rule(format!("data.agent_policy.{request}"));
+        let reason = match result {
+            Ok(Value::Bool(true)) => return Ok(Vec::new()),
+            Ok(Value::Bool(false)) => Reason::False,
+            Ok(Value::Undefined) => Reason::Undefined,
+            Ok(value) => match Verdict::read(&value) {
+                Some(Verdict { allowed: true, ops }) => return Ok(ops),
+                Some(Verdict { allowed: false, .. }) => Reason::False,
+                None => Reason::OtherValue,
+            },
+            Err(error) => Reason::Failed(shorten(&error.to_string())),
+        };
+        let prints = engine.take_prints().unwrap_or_default();
+        Err(Denial { request, reason, prints: shorten(&prints.join(" | ")) })
+    }
+
+    fn update(&mut self, operations: &[Operation]) -> Result<(), String> {
+        let mut data = serde_json::to_value(self.engine.get_data()).map_err(|e| e.to_string())?;
+        Operation::apply_all(operations, &mut data)?;
+        if data.to_string().len() > MAX_STATE {
+            return Err(format!("the state would exceed {MAX_STATE} bytes"));
+        }
+        self.engine.clear_data();
+        self.engine.add_data(Value::from(data)).map_err(|e| e.to_string())?;
+        self.generation += 1;
+        Ok(())
+    }
+}
+
+/// The long form of a rule's value.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Verdict {
+    allowed: bool,
+    #[serde(default)]
+    ops: Vec<Operation>,
+}
+
+impl Verdict {
+    fn read(value: &Value) -> Option<Self> {
+        value.as_object().ok()?;
+        let verdict: Self = serde_json::from_value(serde_json::to_value(value).ok()?).ok()?;
+        (verdict.ops.len() <= MAX_OPERATIONS).then_some(verdict)
+    }
+}
+
+/// One line of at most [`MAX_MESSAGE`] characters.
+fn shorten(text: &str) -> String {
+    let line: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    match line.char_indices().nth(MAX_MESSAGE) {
+        Some((end, _)) => format!("{}...", &line[..end]),
+        None => line,
+    }
+}
+
+const DEFAULT: &str = include_str!("policy/default-policy.rego");
+const FILE: &str = "policy.rego";
+const MAX_BYTES: usize = 2 << 20;
+const MAX_STATE: usize = 1 << 20;
+const MAX_OPERATIONS: usize = 64;
+const MAX_MESSAGE: usize = 1024;
+/// Covers a loop over a large request on a slow processor; a decision usually takes well below a millisecond.
+const TIMER: ExecutionTimerConfig =
+    ExecutionTimerConfig { limit: Duration::from_secs(2), check_interval: NonZeroU32::new(64).unwrap() };
+const LENGTH: PolicyLengthConfig = PolicyLengthConfig {
+    max_col: NonZeroU32::new(64 << 10).unwrap(),
+    max_file_bytes: NonZeroUsize::new(MAX_BYTES).unwrap(),
+    max_lines: NonZeroUsize::new(200_000).unwrap(),
+};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,315 @@
+//! The OCI runtime specification of a container: what the request may ask for, over what a container always gets.
+
+mod mounts;
+mod process;
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value, json};
+use wire_ttrpc::agent::CreateContainerRequest;
+use wire_ttrpc::oci;
+
+pub(crate) use process::build as process;
+
+use crate::images::PulledImage;
+use crate::user;
+
+/// The one image that a container runs, as its request names it.
+///
+/// # Errors
+/// [`Error::Image`] where the request does not name exactly one image to pull in the guest for this container.
+pub(crate) fn image(request: &CreateContainerRequest, root: &Path) -> Result<String, Error> {
+    let mut images = request.storages.iter().filter(|storage| storage.driver == GUEST_PULL);
+    let image = images.next().ok_or(Error::Image("there is none"))?;
+    if images.next().is_some() {
+        return Err(Error::Image("there are several"));
+    }
+    let rootfs = root.join(&request.container_id).join("rootfs");
+    if Path::new(&image.mount_point) != rootfs {
+        return Err(Error::Image("its mount point is not the container's root file system"));
+    }
+    if image.source.is_empty() || image.source.len() > MAX_REFERENCE || image.source.contains(char::is_control) {
+        return Err(Error::Image("its source is not a reference"));
+    }
+    Ok(image.source.clone())
+}
+
+/// Builds a container's `config.json`.
+///
+/// `files` are those that the agent writes for the container, as pairs of destination and source.
+///
+/// # Errors
+/// [`Error`] for anything the request asks for that containers of this guest don't get.
+pub(crate) fn build(
+    request: &CreateContainerRequest,
+    image: &PulledImage,
+    root: &Path,
+    hostname: &str,
+    files: &[(&str, PathBuf)],
+) -> Result<Value, Error> {
+    let oci = request.OCI.as_ref().ok_or(Error::Unsupported("a request without OCI specification"))?;
+    refuse_unsupported(request, oci)?;
+    let linux = oci.Linux.get_or_default();
+    Ok(json!({
+        "ociVersion": "1.0.2",
+        "process": process::build(oci.Process.get_or_default(), request.string_user.as_ref(), &image.process, &image.rootfs)?,
+        "root": {"path": image.rootfs, "readonly": oci.Root.get_or_default().Readonly},
+        "hostname": hostname,
+        "mounts": mounts::build(&oci.Mounts, root, files)?,
+        "linux": {
+            "namespaces": NAMESPACES.map(|kind| json!({"type": kind})),
+            "cgroupsPath": Path::new(CGROUP_PARENT).join(&request.container_id),
+            "resources": resources(linux.Resources.get_or_default())?,
+            "sysctl": sysctl(linux)?,
+            "maskedPaths": union(&MASKED_PATHS, &linux.MaskedPaths)?,
+            "readonlyPaths": union(&READONLY_PATHS, &linux.ReadonlyPaths)?,
+        },
+    }))
+}
+
+/// Why a container can't be made as asked.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error(
+        "container needs exactly one storage image_guest_pull: {0}; next: let the guest pull the image, root file systems of the host are not run"
+    )]
+    Image(&'static str),
+    #[error("container asks for {0}, which this guest doesn't support; next: leave it out")]
+    Unsupported(&'static str),
+    #[error(
+        "mount at {destination:?} is refused: {reason}; next: leave it out, or share the folder through the sandbox"
+    )]
+    Mount { destination: String, reason: &'static str },
+    #[error("process is refused: {0}; next: correct the container's process")]
+    Process(&'static str),
+    #[error("nothing to run: neither the request nor the image names a command; next: set the container's command")]
+    NoArgs,
+    #[error(transparent)]
+    User(#[from] user::Error),
+}
+
+/// What a silently ignored wish would weaken or change is refused instead.
+fn refuse_unsupported(request: &CreateContainerRequest, oci: &oci::Spec) -> Result<(), Error> {
+    let linux = oci.Linux.get_or_default();
+    let hooks = oci.Hooks.get_or_default();
+    let has_hooks = [
+        &hooks.Prestart,
+        &hooks.Poststart,
+        &hooks.Poststop,
+        &hooks.CreateRuntime,
+        &hooks.CreateContainer,
+        &hooks.StartContainer,
+    ]
+    .iter()
+    .any(|list| !list.is_empty());
+    for (asked, what) in [
+        (request.sandbox_pidns, "a process namespace shared by the sandbox"),
+        (!request.devices.is_empty() || !linux.Devices.is_empty(), "devices"),
+        (!request.shared_mounts.is_empty(), "mounts shared between containers"),
+        (has_hooks, "hooks"),
+        (!linux.UIDMappings.is_empty() || !linux.GIDMappings.is_empty(), "a user namespace"),
+        (linux.Namespaces.iter().any(|namespace| namespace.Type == "user"), "a user namespace"),
+        (linux.Namespaces.iter().any(|namespace| !namespace.Path.is_empty()), "a namespace of another process"),
+        (linux.Seccomp.is_some(), "a seccomp filter"),
+        (
+            request.stdin_port.is_some() || request.stdout_port.is_some() || request.stderr_port.is_some(),
+            "streams on ports",
+        ),
+        (oci.Mounts.len() > MAX_MOUNTS, "more mounts than fit"),
+    ] {
+        if asked {
+            return Err(Error::Unsupported(what));
+        }
+    }
+    Ok(())
+}
+
+fn resources(requested: &oci::LinuxResources) -> Result<Value, Error> {
+    let mut resources = Map::new();
+    let memory = requested.Memory.get_or_default();
+    if memory.Limit > 0 {
+        resources.insert("memory".into(), json!({"limit": memory.Limit}));
+    }
+    let cpu = requested.CPU.get_or_default();
+    let mut shares = Map::new();
+    if cpu.Shares > 0 {
+        shares.insert("shares".into(), json!(cpu.Shares));
+    }
+    if cpu.Quota > 0 && cpu.Period > 0 {
+        shares.insert("quota".into(), json!(cpu.Quota));
+        shares.insert("period".into(), json!(cpu.Period));
+    }
+    if !shares.is_empty() {
+        resources.insert("cpu".into(), shares.into());
+    }
+    let pids = requested.Pids.get_or_default().Limit;
+    if pids > 0 {
+        resources.insert("pids".into(), json!({"limit": pids}));
+    }
+    Ok(resources.into())
+}
+
+/// Only parameters of the container's own namespaces, and of the network, which is the pod's alone.
+fn sysctl(linux: &oci::Linux) -> Result<Value, Error> {
+    let own = |name: &str| {
+        let known = ["net.", "fs.mqueue.", "kernel.msg", "kernel.sem", "kernel.shm"];
+        known.iter().any(|prefix| name.starts_with(prefix))
+            && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+            && !name.contains("..")
+    };
+    if linux.Sysctl.len() > MAX_SYSCTLS || !linux.Sysctl.iter().all(|(name, value)| own(name) && value.len() <= 256) {
+        return Err(Error::Unsupported("a kernel parameter outside of its namespaces"));
+    }
+    Ok(json!(linux.Sysctl))
+}
+
+fn union(ours: &[&str], requested: &[String]) -> Result<Vec<String>, Error> {
+    let inside =
+        |path: &String| path.starts_with('/') && path.len() <= 4096 && !path.contains('\0') && !path.contains("..");
+    if requested.len() > MAX_PATHS || !requested.iter().all(inside) {
+        return Err(Error::Unsupported("masked or read-only paths that are not plain"));
+    }
+    let mut paths: Vec<String> = ours.iter().map(ToString::to_string).collect();
+    paths.extend(requested.iter().filter(|path| !ours.contains(&path.as_str())).cloned());
+    Ok(paths)
+}
+
+/// The driver of the storage that stands for an image which the guest pulls itself.
+pub(crate) const GUEST_PULL: &str = "image_guest_pull";
+/// Below the root of the guest's control groups.
+pub(crate) const CGROUP_PARENT: &str = "/containers";
+/// The network is the guest's: a pod has one.
+const NAMESPACES: [&str; 5] = ["mount", "pid", "ipc", "uts", "cgroup"];
+const MASKED_PATHS: [&str; 12] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+    "/sys/kernel/security",
+];
+const READONLY_PATHS: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+const MAX_REFERENCE: usize = 1024;
+const MAX_MOUNTS: usize = 128;
+const MAX_SYSCTLS: usize = 64;
+const MAX_PATHS: usize = 128;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::images::ImageProcess;
+    use protobuf::MessageField;
+    use wire_ttrpc::agent::{Device, Storage};
+
+    fn request() -> CreateContainerRequest {
+        CreateContainerRequest {
+            container_id: "c1".into(),
+            storages: vec![Storage {
+                driver: GUEST_PULL.into(),
+                source: "registry/app:1".into(),
+                mount_point: "/run/kata-containers/c1/rootfs".into(),
+                ..Default::default()
+            }],
+            OCI: MessageField::some(oci::Spec::default()),
+            ..Default::default()
+        }
+    }
+
+    fn pulled() -> PulledImage {
+        let process = ImageProcess { args: vec!["/app".into()], ..Default::default() };
+        PulledImage { digest: "sha256:00".into(), rootfs: "/run/kata-containers/c1/rootfs".into(), process }
+    }
+
+    fn build(request: &CreateContainerRequest) -> Result<Value, Error> {
+        super::build(request, &pulled(), Path::new("/run/kata-containers"), "pod", &[])
+    }
+
+    #[test]
+    fn a_container_has_exactly_one_image_at_its_own_root() {
+        let root = Path::new("/run/kata-containers");
+        assert_eq!(image(&request(), root).unwrap(), "registry/app:1");
+        let mut none = request();
+        none.storages[0].driver = "blk".into();
+        let mut two = request();
+        two.storages.push(two.storages[0].clone());
+        let mut elsewhere = request();
+        elsewhere.storages[0].mount_point = "/run/kata-containers/c2/rootfs".into();
+        let mut nameless = request();
+        nameless.storages[0].source = String::new();
+        for bad in [none, two, elsewhere, nameless] {
+            assert!(matches!(image(&bad, root), Err(Error::Image(_))));
+        }
+    }
+
+    #[test]
+    fn the_result_is_a_specification_that_the_runtime_reads() {
+        let mut request = request();
+        let oci = request.OCI.mut_or_insert_default();
+        oci.Root = MessageField::some(oci::Root { Path: "/elsewhere".into(), Readonly: true, ..Default::default() });
+        let linux = oci.Linux.mut_or_insert_default();
+        linux.Sysctl.insert("net.core.somaxconn".into(), "1024".into());
+        linux.MaskedPaths = vec!["/proc/keys".into(), "/opt/secret".into()];
+        let resources = linux.Resources.mut_or_insert_default();
+        resources.Memory.mut_or_insert_default().Limit = 64 << 20;
+        resources.CPU.mut_or_insert_default().Shares = 512;
+        resources.Pids.mut_or_insert_default().Limit = 100;
+
+        let config = build(&request).unwrap();
+        let spec: libcontainer::oci_spec::runtime::Spec = serde_json::from_value(config.clone()).unwrap();
+        assert_eq!(spec.root().as_ref().unwrap().path(), Path::new("/run/kata-containers/c1/rootfs"));
+        assert_eq!(spec.root().as_ref().unwrap().readonly(), Some(true));
+        let linux = spec.linux().as_ref().unwrap();
+        assert_eq!(linux.cgroups_path().as_deref(), Some(Path::new("/containers/c1")));
+        assert_eq!(linux.namespaces().as_ref().unwrap().len(), 5);
+        assert_eq!(linux.resources().as_ref().unwrap().memory().unwrap().limit(), Some(64 << 20));
+        let masked = linux.masked_paths().as_ref().unwrap();
+        assert_eq!(masked.iter().filter(|path| *path == "/proc/keys").count(), 1);
+        assert!(masked.contains(&"/opt/secret".to_owned()));
+        assert_eq!(spec.process().as_ref().unwrap().args().as_deref(), Some(&["/app".to_owned()][..]));
+    }
+
+    #[test]
+    fn what_can_t_be_honoured_is_refused() {
+        type Change = fn(&mut CreateContainerRequest);
+        let cases: [(&str, Change); 11] = [
+            ("namespace", |r| r.sandbox_pidns = true),
+            ("devices", |r| r.devices.push(Device::default())),
+            ("devices", |r| r.OCI.as_mut().unwrap().Linux.mut_or_insert_default().Devices.push(Default::default())),
+            ("hooks", |r| r.OCI.as_mut().unwrap().Hooks.mut_or_insert_default().Prestart.push(Default::default())),
+            ("seccomp", |r| {
+                r.OCI.as_mut().unwrap().Linux.mut_or_insert_default().Seccomp.mut_or_insert_default();
+            }),
+            ("user namespace", |r| {
+                let user = oci::LinuxNamespace { Type: "user".into(), ..Default::default() };
+                r.OCI.as_mut().unwrap().Linux.mut_or_insert_default().Namespaces.push(user);
+            }),
+            ("another process", |r| {
+                let other =
+                    oci::LinuxNamespace { Type: "mount".into(), Path: "/proc/1/ns/mnt".into(), ..Default::default() };
+                r.OCI.as_mut().unwrap().Linux.mut_or_insert_default().Namespaces.push(other);
+            }),
+            ("kernel parameter", |r| {
+                let linux = r.OCI.as_mut().unwrap().Linux.mut_or_insert_default();
+                linux.Sysctl.insert("kernel.core_pattern".into(), "|/x".into());
+            }),
+            ("kernel parameter", |r| {
+                let linux = r.OCI.as_mut().unwrap().Linux.mut_or_insert_default();
+                linux.Sysctl.insert("net...kernel.core_pattern".into(), "|/x".into());
+            }),
+            ("ports", |r| r.stdout_port = Some(1)),
+            ("OCI", |r| r.OCI = MessageField::none()),
+        ];
+        for (part, change) in cases {
+            let mut request = request();
+            change(&mut request);
+            let error = build(&request).unwrap_err().to_string();
+            assert!(error.contains(part), "{part}: {error}");
+        }
+    }
+}

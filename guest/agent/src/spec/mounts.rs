@@ -1,0 +1,213 @@
+//! The mounts of a container: ours for the system's file systems, and few of the host's asking.
+
+use std::path::{Component, Path, PathBuf};
+
+use serde_json::{Value, json};
+use wire_ttrpc::oci;
+
+use super::Error;
+
+/// A container's mounts, in the order in which they are made.
+///
+/// `root` is the agent's folder: a bind mount must have its source in one of [`SHARED`] below it. `files` are the
+/// files that the agent writes for the container, as pairs of destination and source.
+///
+/// # Errors
+/// [`Error::Mount`] for a mount that is neither known nor harmless.
+pub(super) fn build(requested: &[oci::Mount], root: &Path, files: &[(&str, PathBuf)]) -> Result<Vec<Value>, Error> {
+    let mut mounts: Vec<Value> = SYSTEM
+        .iter()
+        .map(|(destination, kind, source, options)| {
+            json!({"destination": destination, "type": kind, "source": source, "options": options})
+        })
+        .collect();
+    mounts.extend(files.iter().map(|(destination, source)| bind(destination, source, &FILE_OPTIONS)));
+    for mount in requested {
+        let refuse = |reason: &'static str| Error::Mount { destination: shown(&mount.destination), reason };
+        let destination =
+            plain(&mount.destination).ok_or_else(|| refuse("its destination is not a plain absolute path"))?;
+        let shared_memory = destination == Path::new("/dev/shm");
+        let known = SYSTEM.iter().any(|(system, ..)| Path::new(system) == destination)
+            || files.iter().any(|(file, _)| Path::new(file) == destination);
+        let is_bind = mount.options.iter().any(|option| matches!(option.as_str(), "bind" | "rbind"));
+
+        if is_bind && (shared_memory || !known) {
+            let source = source(root, &mount.source).ok_or_else(|| refuse("its source is not one that pods share"))?;
+            if !shared_memory && SYSTEM_FOLDERS.iter().any(|folder| destination.starts_with(folder)) {
+                return Err(refuse("nothing of the host's asking is mounted over system folders"));
+            }
+            mounts.retain(|made| !shared_memory || made["destination"] != "/dev/shm");
+            let options =
+                bind_options(&mount.options).ok_or_else(|| refuse("it has an option that is not supported"))?;
+            mounts.push(bind(&mount.destination, &source, &options));
+        } else if known {
+            // The system's file systems are always mounted our way, whatever options the host would like.
+        } else if mount.type_ == "tmpfs" {
+            if SYSTEM_FOLDERS.iter().any(|folder| destination.starts_with(folder)) || destination == Path::new("/") {
+                return Err(refuse("nothing of the host's asking is mounted over system folders"));
+            }
+            let options =
+                tmpfs_options(&mount.options).ok_or_else(|| refuse("it has an option that is not supported"))?;
+            mounts.push(
+                json!({"destination": mount.destination, "type": "tmpfs", "source": "tmpfs", "options": options}),
+            );
+        } else {
+            return Err(refuse("it is neither a bind mount, nor a tmpfs, nor one of the system's"));
+        }
+    }
+    Ok(mounts)
+}
+
+fn bind(destination: &str, source: &Path, options: &[impl AsRef<str>]) -> Value {
+    let options: Vec<&str> = options.iter().map(AsRef::as_ref).collect();
+    json!({"destination": destination, "type": "bind", "source": source, "options": options})
+}
+
+/// The path, if it is absolute and has neither `.` nor `..` in it.
+fn plain(path: &str) -> Option<PathBuf> {
+    let plain = path.starts_with('/')
+        && path.len() <= MAX_PATH
+        && !path.contains('\0')
+        && Path::new(path).components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)))
+        && !path.split('/').any(|part| part == ".");
+    plain.then(|| Path::new(path).components().collect())
+}
+
+/// The real path of a folder or file that containers of the pod may share.
+fn source(root: &Path, path: &str) -> Option<PathBuf> {
+    let path = plain(path)?;
+    let shared = |path: &Path, root: &Path| SHARED.iter().any(|folder| path.starts_with(root.join(folder)));
+    let real = path.canonicalize().ok()?;
+    (shared(&path, root) && shared(&real, &root.canonicalize().ok()?)).then_some(real)
+}
+
+fn bind_options(options: &[String]) -> Option<Vec<String>> {
+    let known = ["bind", "rbind", "ro", "rw", "nosuid", "nodev", "noexec", "private", "rprivate", "slave", "rslave"];
+    let mut options = allowed(options, |option| known.contains(&option))?;
+    // A device of the guest is nothing that a shared folder can lend.
+    options.extend(["nosuid".to_owned(), "nodev".to_owned()]);
+    options.dedup();
+    Some(options)
+}
+
+fn tmpfs_options(options: &[String]) -> Option<Vec<String>> {
+    let known = ["ro", "rw", "nosuid", "nodev", "noexec", "relatime", "noatime", "strictatime"];
+    let number = |text: &str| !text.is_empty() && text.len() <= 12 && text.bytes().all(|b| b.is_ascii_digit());
+    let mut options = allowed(options, |option| match option.split_once('=') {
+        Some(("size", size)) => number(size.trim_end_matches(['k', 'K', 'm', 'M', 'g', 'G', '%'])),
+        Some(("mode" | "uid" | "gid" | "nr_inodes", value)) => number(value),
+        Some(_) => false,
+        None => known.contains(&option),
+    })?;
+    options.extend(["nosuid".to_owned(), "nodev".to_owned()]);
+    Some(options)
+}
+
+fn allowed(options: &[String], known: impl Fn(&str) -> bool) -> Option<Vec<String>> {
+    options.iter().all(|option| known(option)).then(|| options.to_vec())
+}
+
+fn shown(text: &str) -> String {
+    text.chars().take(200).collect()
+}
+
+/// Destination, type, source and options.
+const SYSTEM: [(&str, &str, &str, &[&str]); 7] = [
+    ("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
+    ("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
+    ("/dev/pts", "devpts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
+    ("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]),
+    ("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
+    ("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
+    ("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]),
+];
+const SYSTEM_FOLDERS: [&str; 3] = ["/proc", "/dev", "/sys"];
+/// Folders below the agent's own that containers of the pod may share.
+const SHARED: [&str; 3] = ["sandbox/shm", "sandbox/ephemeral", "shared/containers"];
+const FILE_OPTIONS: [&str; 4] = ["rbind", "nosuid", "nodev", "noexec"];
+const MAX_PATH: usize = 4096;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mount(destination: &str, kind: &str, source: &str, options: &[&str]) -> oci::Mount {
+        oci::Mount {
+            destination: destination.into(),
+            type_: kind.into(),
+            source: source.into(),
+            options: options.iter().map(ToString::to_string).collect(),
+            ..Default::default()
+        }
+    }
+
+    fn at<'a>(mounts: &'a [Value], destination: &str) -> Vec<&'a Value> {
+        mounts.iter().filter(|mount| mount["destination"] == destination).collect()
+    }
+
+    #[test]
+    fn the_system_s_mounts_are_ours_whatever_is_asked() {
+        let root = tempfile::tempdir().unwrap();
+        let asked = [
+            mount("/proc", "proc", "proc", &["rw"]),
+            mount("/sys", "sysfs", "sysfs", &["rw"]),
+            mount("/etc/hosts", "bind", "/etc/shadow", &["bind"]),
+        ];
+        let mounts = build(&asked, root.path(), &[("/etc/hosts", "/b/hosts".into())]).unwrap();
+        assert_eq!(at(&mounts, "/sys")[0]["options"], json!(["nosuid", "noexec", "nodev", "ro"]));
+        assert_eq!(at(&mounts, "/etc/hosts").len(), 1);
+        assert_eq!(at(&mounts, "/etc/hosts")[0]["source"], "/b/hosts");
+    }
+
+    #[test]
+    fn what_the_pod_shares_may_be_mounted() {
+        let root = tempfile::tempdir().unwrap();
+        let shared = root.path().join("sandbox/ephemeral/cache");
+        std::fs::create_dir_all(&shared).unwrap();
+        std::fs::create_dir_all(root.path().join("sandbox/shm")).unwrap();
+        let asked = [
+            mount("/cache", "bind", shared.to_str().unwrap(), &["rbind", "ro"]),
+            mount("/dev/shm", "bind", root.path().join("sandbox/shm").to_str().unwrap(), &["rbind"]),
+            mount("/tmp", "tmpfs", "tmpfs", &["size=64m", "mode=1777"]),
+        ];
+        let mounts = build(&asked, root.path(), &[]).unwrap();
+        assert_eq!(at(&mounts, "/cache")[0]["options"], json!(["rbind", "ro", "nosuid", "nodev"]));
+        assert_eq!(at(&mounts, "/dev/shm").len(), 1);
+        assert_eq!(at(&mounts, "/dev/shm")[0]["type"], "bind");
+        assert_eq!(at(&mounts, "/tmp")[0]["type"], "tmpfs");
+    }
+
+    #[test]
+    fn mounts_that_could_change_what_runs_are_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let shared = root.path().join("sandbox/ephemeral");
+        std::fs::create_dir_all(&shared).unwrap();
+        std::fs::create_dir_all(root.path().join("c2/rootfs")).unwrap();
+        std::os::unix::fs::symlink("/etc", shared.join("out")).unwrap();
+        let inside = |path: &str| root.path().join(path).to_str().unwrap().to_owned();
+        for asked in [
+            mount("/x", "bind", "/etc", &["bind"]),
+            mount("/x", "bind", &inside("c2/rootfs"), &["bind"]),
+            mount("/x", "bind", &inside("sandbox/ephemeral/out"), &["bind"]),
+            mount("/x", "bind", &inside("sandbox/ephemeral/../../c2"), &["bind"]),
+            mount("/x", "bind", &inside("sandbox/ephemeral/none"), &["bind"]),
+            mount("/x", "bind", &inside("sandbox/ephemeral"), &["bind", "dev"]),
+            mount("/proc/1", "bind", &inside("sandbox/ephemeral"), &["bind"]),
+            mount("/x", "ext4", "/dev/vda", &[]),
+            mount("/x", "bind", &inside("sandbox/ephemeral"), &[]),
+            mount("/", "tmpfs", "tmpfs", &[]),
+            mount("/sys/x", "tmpfs", "tmpfs", &[]),
+            mount("/x", "tmpfs", "tmpfs", &["suid"]),
+            mount("/x", "tmpfs", "tmpfs", &["size=1m,suid"]),
+            mount("x", "tmpfs", "tmpfs", &[]),
+            mount("/a/../x", "tmpfs", "tmpfs", &[]),
+            mount("/a/./x", "tmpfs", "tmpfs", &[]),
+            mount("", "tmpfs", "tmpfs", &[]),
+        ] {
+            assert!(
+                matches!(build(std::slice::from_ref(&asked), root.path(), &[]), Err(Error::Mount { .. })),
+                "{asked:?}"
+            );
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! The agent as its callers see it: over ttrpc, with a fake in the place of the registry.
+
+#![allow(clippy::unwrap_used)]
+
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use agent::{Agent, AgentConfig, AgentEvent, ImageError, Images, Policy, PulledImage, ResolvedImage};
+use async_trait::async_trait;
+use protobuf::MessageField;
+use ttrpc::{Code, context};
+use wire_ttrpc::agent::*;
+use wire_ttrpc::agent_ttrpc::AgentServiceClient;
+use wire_ttrpc::health::CheckRequest;
+use wire_ttrpc::health_ttrpc::HealthClient;
+use wire_ttrpc::oci;
+
+/// A registry in which every reference has the same digest, and from which nothing can be pulled.
+#[derive(Default)]
+struct Registry {
+    calls: Mutex<Vec<String>>,
+}
+
+#[async_trait]
+impl Images for Registry {
+    async fn resolve(&self, reference: &str) -> Result<ResolvedImage, ImageError> {
+        self.calls.lock().unwrap().push(format!("resolve {reference}"));
+        if reference.contains("missing") {
+            return Err(ImageError("resolve: no such image; next: check the reference".into()));
+        }
+        Ok(ResolvedImage { reference: reference.into(), digest: DIGEST.into() })
+    }
+
+    async fn pull(&self, image: &ResolvedImage, _: &Path) -> Result<PulledImage, ImageError> {
+        self.calls.lock().unwrap().push(format!("pull {}", image.digest));
+        Err(ImageError("pull: the registry is closed".into()))
+    }
+
+    async fn release(&self, bundle: &Path) {
+        self.calls.lock().unwrap().push(format!("release {}", bundle.file_name().unwrap().display()));
+    }
+}
+
+struct Guest {
+    folder: tempfile::TempDir,
+    registry: Arc<Registry>,
+    agent: AgentServiceClient,
+    health: HealthClient,
+    events: tokio::sync::broadcast::Receiver<AgentEvent>,
+}
+
+impl Guest {
+    async fn with_policy(policy: Policy) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let registry = Arc::new(Registry::default());
+        let agent = Agent::new(AgentConfig {
+            policy,
+            images: registry.clone(),
+            helper: "/bin/false".into(),
+            root: folder.path().join("root"),
+            resolv_conf: Some(folder.path().join("resolv.conf")),
+            version: "1.2.3".into(),
+        });
+        let agent = Arc::new(agent.unwrap());
+        let mut events = agent.events();
+        let address = format!("unix://{}/agent.sock", folder.path().display());
+        tokio::spawn({
+            let address = address.clone();
+            async move { agent.serve(&address).await.unwrap() }
+        });
+        assert_eq!(events.recv().await.unwrap(), AgentEvent::Listening);
+        let client = ttrpc::r#async::Client::connect(&address).await.unwrap();
+        Self {
+            folder,
+            registry,
+            agent: AgentServiceClient::new(client.clone()),
+            health: HealthClient::new(client),
+            events,
+        }
+    }
+
+    async fn with_rules(rules: &str) -> Self {
+        Self::with_policy(Policy::parse(&format!("package agent_policy\n{rules}")).unwrap()).await
+    }
+
+    fn calls(&self) -> Vec<String> {
+        self.registry.calls.lock().unwrap().clone()
+    }
+
+    fn container(&self, image: &str) -> CreateContainerRequest {
+        CreateContainerRequest {
+            container_id: "c1".into(),
+            storages: vec![Storage {
+                driver: "image_guest_pull".into(),
+                source: image.into(),
+                mount_point: self.folder.path().join("root/c1/rootfs").to_str().unwrap().into(),
+                ..Default::default()
+            }],
+            OCI: MessageField::some(oci::Spec::default()),
+            ..Default::default()
+        }
+    }
+}
+
+#[track_caller]
+fn refusal<T: std::fmt::Debug>(answer: ttrpc::Result<T>) -> (Code, String) {
+    match answer.unwrap_err() {
+        ttrpc::Error::RpcStatus(status) => (status.code(), status.message),
+        other => panic!("no status: {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_guest_without_a_policy_says_that_it_lives_and_refuses_the_rest() {
+    let mut guest = Guest::with_policy(Policy::default()).await;
+
+    let check = guest.health.check(context::with_timeout(0), &CheckRequest::new()).await.unwrap();
+    assert_eq!(check.status.value(), 1);
+    let version = guest.health.version(context::with_timeout(0), &CheckRequest::new()).await.unwrap();
+    assert_eq!(version.agent_version, "1.2.3");
+
+    let details = GuestDetailsRequest { mem_block_size: true, ..Default::default() };
+    let details = guest.agent.get_guest_details(context::with_timeout(0), &details).await.unwrap();
+    assert_eq!(details.agent_details.version, "1.2.3");
+    assert_eq!(guest.events.recv().await.unwrap(), AgentEvent::FirstRequest);
+
+    let exec = ExecProcessRequest { container_id: "c1".into(), ..Default::default() };
+    let (code, text) = refusal(guest.agent.exec_process(context::with_timeout(0), &exec).await);
+    assert_eq!(code, Code::PERMISSION_DENIED);
+    assert_eq!(
+        text,
+        "ExecProcessRequest is blocked by policy: rule data.agent_policy.ExecProcessRequest is not defined, so it is denied \
+         by default; next: add the rule to policy.rego in the pod's initdata"
+    );
+
+    let sandbox = CreateSandboxRequest { hostname: "pod".into(), dns: vec!["10.0.0.10".into()], ..Default::default() };
+    guest.agent.create_sandbox(context::with_timeout(0), &sandbox).await.unwrap();
+    let resolver = std::fs::read_to_string(guest.folder.path().join("resolv.conf")).unwrap();
+    assert_eq!(resolver, "nameserver 10.0.0.10\n");
+
+    let create = guest.container("registry/app:1");
+    let (code, _) = refusal(guest.agent.create_container(context::with_timeout(0), &create).await);
+    assert_eq!(code, Code::PERMISSION_DENIED);
+    assert!(guest.calls().is_empty(), "no registry was asked for a container that could not be");
+
+    let policy =
+        SetPolicyRequest { policy: "package agent_policy\nExecProcessRequest := true".into(), ..Default::default() };
+    assert_eq!(refusal(guest.agent.set_policy(context::with_timeout(0), &policy).await).0, Code::PERMISSION_DENIED);
+}
+
+#[tokio::test]
+async fn output_that_the_policy_keeps_inside_looks_like_an_end_of_output() {
+    let guest = Guest::with_policy(Policy::default()).await;
+    let read = ReadStreamRequest { container_id: "c1".into(), len: 10, ..Default::default() };
+    assert!(guest.agent.read_stdout(context::with_timeout(0), &read).await.unwrap().data.is_empty());
+    assert!(guest.agent.read_stderr(context::with_timeout(0), &read).await.unwrap().data.is_empty());
+}
+
+#[tokio::test]
+async fn the_policy_comes_before_everything_else() {
+    let guest = Guest::with_rules("").await;
+    let wait = WaitProcessRequest { container_id: "../x".into(), ..Default::default() };
+    assert_eq!(refusal(guest.agent.wait_process(context::with_timeout(0), &wait).await).0, Code::PERMISSION_DENIED);
+    let copy = CopyFileRequest { path: "/x".into(), ..Default::default() };
+    let (code, text) = refusal(guest.agent.copy_file(context::with_timeout(0), &copy).await);
+    assert_eq!(code, Code::PERMISSION_DENIED);
+    assert!(text.starts_with("CopyFileRequest is blocked by policy"), "{text}");
+
+    let guest =
+        Guest::with_rules("CopyFileRequest := true\nWaitProcessRequest := true\nStartContainerRequest := true").await;
+    assert_eq!(refusal(guest.agent.copy_file(context::with_timeout(0), &copy).await).0, Code::UNIMPLEMENTED);
+    assert_eq!(refusal(guest.agent.wait_process(context::with_timeout(0), &wait).await).0, Code::INVALID_ARGUMENT);
+    let start = StartContainerRequest { container_id: "c1".into(), ..Default::default() };
+    assert_eq!(refusal(guest.agent.start_container(context::with_timeout(0), &start).await).0, Code::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn a_policy_that_the_policy_allows_takes_its_place() {
+    let mut guest = Guest::with_rules("SetPolicyRequest if { contains(input.policy, \"owner\") }").await;
+    let set = |policy: &str| SetPolicyRequest { policy: policy.into(), ..Default::default() };
+
+    let (code, _) = refusal(guest.agent.set_policy(context::with_timeout(0), &set("package agent_policy")).await);
+    assert_eq!(code, Code::PERMISSION_DENIED);
+    let (code, text) = refusal(guest.agent.set_policy(context::with_timeout(0), &set("# owner\npackage x")).await);
+    assert_eq!(code, Code::INVALID_ARGUMENT, "{text}");
+
+    let next = "# owner\npackage agent_policy\nListRoutesRequest := true";
+    guest.agent.set_policy(context::with_timeout(0), &set(next)).await.unwrap();
+    assert_eq!(guest.events.recv().await.unwrap(), AgentEvent::FirstRequest);
+    assert_eq!(guest.events.recv().await.unwrap(), AgentEvent::PolicyReplaced);
+    guest.agent.list_routes(context::with_timeout(0), &ListRoutesRequest::new()).await.unwrap();
+    let (code, text) = refusal(guest.agent.set_policy(context::with_timeout(0), &set(next)).await);
+    assert_eq!(code, Code::PERMISSION_DENIED, "{text}");
+}
+
+#[tokio::test]
+async fn the_decision_is_about_the_digest_and_so_is_the_pull() {
+    let rule = |digest: &str| {
+        format!(
+            "CreateSandboxRequest := true\nCreateContainerRequest if {{ input.images[input.storages[0].source] == \"{digest}\" }}"
+        )
+    };
+    let sandbox = CreateSandboxRequest::new();
+
+    // Another digest than the one that the owner allowed is denied, and nothing is pulled.
+    let guest = Guest::with_rules(&rule(&DIGEST.replace('0', "1"))).await;
+    guest.agent.create_sandbox(context::with_timeout(0), &sandbox).await.unwrap();
+    let create = guest.container("registry/app:1");
+    let (code, text) = refusal(guest.agent.create_container(context::with_timeout(0), &create).await);
+    assert_eq!((code, guest.calls()), (Code::PERMISSION_DENIED, vec!["resolve registry/app:1".to_owned()]), "{text}");
+
+    // The digest that is allowed is the one that is pulled. Where that fails, nothing is left.
+    let guest = Guest::with_rules(&rule(DIGEST)).await;
+    guest.agent.create_sandbox(context::with_timeout(0), &sandbox).await.unwrap();
+    let create = guest.container("registry/app:1");
+    for _ in 0..2 {
+        let (code, text) = refusal(guest.agent.create_container(context::with_timeout(0), &create).await);
+        assert_eq!(code, Code::INTERNAL, "{text}");
+        assert!(text.contains("the registry is closed"), "{text}");
+        assert!(!guest.folder.path().join("root/c1").exists());
+    }
+    let once = ["resolve registry/app:1".to_owned(), format!("pull {DIGEST}"), "release c1".to_owned()];
+    assert_eq!(guest.calls(), [once.clone(), once].concat());
+
+    let (code, text) =
+        refusal(guest.agent.create_container(context::with_timeout(0), &guest.container("registry/missing:1")).await);
+    assert!(code == Code::INTERNAL && text.contains("no such image"), "{text}");
+}
+
+#[tokio::test]
+async fn a_container_is_an_image_that_the_guest_pulls() {
+    let guest = Guest::with_rules("CreateSandboxRequest := true\nCreateContainerRequest := true").await;
+    let create = guest.container("registry/app:1");
+    let (code, text) = refusal(guest.agent.create_container(context::with_timeout(0), &create).await);
+    assert_eq!(code, Code::FAILED_PRECONDITION, "{text}");
+
+    for change in [
+        (|r| r.storages.clear()) as fn(&mut CreateContainerRequest),
+        |r| r.storages.push(r.storages[0].clone()),
+        |r| r.storages[0].mount_point = "/".into(),
+        |r| r.container_id = "../c1".into(),
+        |r| r.exec_id = "a/b".into(),
+    ] {
+        let mut create = create.clone();
+        change(&mut create);
+        let (code, text) = refusal(guest.agent.create_container(context::with_timeout(0), &create).await);
+        assert_eq!(code, Code::INVALID_ARGUMENT, "{text}");
+    }
+
+    guest.agent.create_sandbox(context::with_timeout(0), &CreateSandboxRequest::new()).await.unwrap();
+    let mut sandbox = create.clone();
+    sandbox.container_id = "sandbox".into();
+    sandbox.storages[0].mount_point = guest.folder.path().join("root/sandbox/rootfs").to_str().unwrap().into();
+    let (code, text) = refusal(guest.agent.create_container(context::with_timeout(0), &sandbox).await);
+    assert_eq!(code, Code::INVALID_ARGUMENT, "{text}");
+    let (code, _) = refusal(guest.agent.create_sandbox(context::with_timeout(0), &CreateSandboxRequest::new()).await);
+    assert_eq!(code, Code::ALREADY_EXISTS);
+}
+
+#[tokio::test]
+async fn more_data_than_a_decision_can_carry_is_refused() {
+    let guest = Guest::with_rules("WriteStreamRequest := true").await;
+    let write = WriteStreamRequest { container_id: "c1".into(), data: vec![0; 300 << 10], ..Default::default() };
+    assert_eq!(refusal(guest.agent.write_stdin(context::with_timeout(0), &write).await).0, Code::INVALID_ARGUMENT);
+}
+
+const DIGEST: &str = "sha256:0000000000000000000000000000000000000000000000000000000000000000";
