@@ -16,6 +16,7 @@ mod fault;
 mod helper;
 mod id;
 mod images;
+mod metrics;
 mod network;
 mod orphans;
 pub mod policy;

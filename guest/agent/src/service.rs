@@ -18,6 +18,7 @@ use wire_ttrpc::{agent_ttrpc, health_ttrpc};
 
 use crate::agent::{Agent, AgentEvent, Error};
 use crate::fault::Fault;
+use crate::metrics;
 use crate::network::Network;
 use crate::policy::Policy;
 use crate::request::Gated;
@@ -111,6 +112,12 @@ impl agent_ttrpc::AgentService for Service {
         // A task of its own: where the caller gives up, the command is still watched over.
         tokio::spawn(async move { container.exec(&request).await }).await.map_err(Fault::from)??;
         Ok(Empty::new())
+    }
+
+    async fn get_metrics(&self, _: &TtrpcContext, request: GetMetricsRequest) -> Answer<Metrics> {
+        self.0.admit(&request)?;
+        let metrics = metrics::of_this_process().map_err(|e| Fault::Io("metrics can't be read", e))?;
+        Ok(Metrics { metrics, ..Default::default() })
     }
 
     async fn signal_process(&self, _: &TtrpcContext, request: SignalProcessRequest) -> Answer<Empty> {
@@ -245,7 +252,6 @@ impl agent_ttrpc::AgentService for Service {
         add_arp_neighbors(AddARPNeighborsRequest) -> Empty,
         get_ip_tables(GetIPTablesRequest) -> GetIPTablesResponse,
         set_ip_tables(SetIPTablesRequest) -> SetIPTablesResponse,
-        get_metrics(GetMetricsRequest) -> Metrics,
         mem_agent_memcg_set(MemAgentMemcgConfig) -> Empty,
         mem_agent_compact_set(MemAgentCompactConfig) -> Empty,
         online_cpu_mem(OnlineCPUMemRequest) -> Empty,

@@ -1,5 +1,7 @@
 //! VMs in a real QEMU, with a guest of a few instructions that says what a test wants it to say.
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
