@@ -163,7 +163,7 @@ const ROM_SIZE: usize = 64 << 10;
 const CODE_OFFSET: usize = 0xff00;
 const RESET_VECTOR: usize = 0xfff0;
 /// For QEMU to start (0.1 s on an idle host) and to run 30 bytes of code.
-const PROBE_TIME: Duration = Duration::from_secs(2);
+const PROBE_TIME: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {

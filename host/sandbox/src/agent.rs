@@ -11,8 +11,8 @@ use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
 use wire_ttrpc::agent::{
     CloseStdinRequest, CreateContainerRequest, CreateSandboxRequest, DestroySandboxRequest, ExecProcessRequest,
-    GetMetricsRequest, ReadStreamRequest, RemoveContainerRequest, SignalProcessRequest, StartContainerRequest, UpdateInterfaceRequest,
-    UpdateRoutesRequest, WaitProcessRequest, WriteStreamRequest,
+    GetMetricsRequest, ReadStreamRequest, RemoveContainerRequest, SignalProcessRequest, StartContainerRequest,
+    UpdateInterfaceRequest, UpdateRoutesRequest, WaitProcessRequest, WriteStreamRequest,
 };
 use wire_ttrpc::agent_ttrpc::AgentServiceClient;
 use wire_ttrpc::health::CheckRequest;

@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use wire_ttrpc::agent::{
-    CloseStdinRequest, CreateContainerRequest, ExecProcessRequest, ReadStreamRequest, RemoveContainerRequest, SignalProcessRequest,
-    StartContainerRequest, Storage, WaitProcessRequest, WriteStreamRequest,
+    CloseStdinRequest, CreateContainerRequest, ExecProcessRequest, ReadStreamRequest, RemoveContainerRequest,
+    SignalProcessRequest, StartContainerRequest, Storage, WaitProcessRequest, WriteStreamRequest,
 };
 use wire_ttrpc::oci;
 

@@ -12,7 +12,9 @@ use tokio::task::JoinHandle;
 use vsock_backend::{Backend, BackendConfig};
 use wire::initdata::InitData;
 use wire::milestone::Milestone;
-use wire_ttrpc::agent::{CreateSandboxRequest, DestroySandboxRequest, Routes, UpdateInterfaceRequest, UpdateRoutesRequest};
+use wire_ttrpc::agent::{
+    CreateSandboxRequest, DestroySandboxRequest, Routes, UpdateInterfaceRequest, UpdateRoutesRequest,
+};
 use wire_ttrpc::types::{IPAddress, Interface, Route};
 
 use crate::agent::Channel;

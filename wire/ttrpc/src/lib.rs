@@ -5,6 +5,7 @@
 //! Kata policies expect: proto field names as written, `type` as `type_`, enums as integers, unset messages
 //! `null`, bytes as arrays of numbers.
 
+#![deny(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 #[allow(missing_docs, clippy::all)]

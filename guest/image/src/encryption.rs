@@ -1,0 +1,145 @@
+//! The keys of encrypted layers: from annotations through the data hub to ocicrypt's options.
+
+use std::collections::HashMap;
+use std::fmt;
+
+use async_trait::async_trait;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use wire::layer::{
+    AnnotationPacket, PROVIDER_ANNOTATION_PREFIX, PUBLIC_OPTIONS_ANNOTATION, PrivateOptions, PublicOptions,
+};
+use zeroize::Zeroizing;
+
+use crate::error::{Failure, Stage};
+
+/// Unwraps the keys of encrypted layers. The data hub implements it.
+#[async_trait]
+pub trait LayerKeys: Send + Sync {
+    /// Returns the private options' JSON that `packet` wraps.
+    ///
+    /// # Errors
+    /// [`KeyError`] with a text that may be shown to the host.
+    async fn unwrap(&self, packet: &AnnotationPacket) -> Result<Zeroizing<Vec<u8>>, KeyError>;
+}
+
+/// Why a layer's key could not be unwrapped.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct KeyError(String);
+
+impl KeyError {
+    /// `cause` names what failed; it must hold no secret.
+    pub fn new(cause: impl fmt::Display) -> Self {
+        Self(cause.to_string())
+    }
+}
+
+/// What a layer is decrypted and checked with.
+pub(crate) struct LayerSecrets {
+    pub(crate) private: PrivateOptions,
+    pub(crate) public: PublicOptions,
+}
+
+/// Gets a layer's secrets: packets are tried in the manifest's order, whatever their provider is named.
+pub(crate) async fn secrets(
+    keys: &dyn LayerKeys,
+    annotations: Option<&HashMap<String, String>>,
+) -> Result<LayerSecrets, Failure> {
+    let failure = |cause: String| Failure::new(Stage::Key, cause);
+    let annotations = annotations.ok_or_else(|| failure("the encrypted layer has no annotations".to_owned()))?;
+    let public = annotations
+        .get(PUBLIC_OPTIONS_ANNOTATION)
+        .ok_or_else(|| failure(format!("the annotation {PUBLIC_OPTIONS_ANNOTATION} is missing")))?;
+    let public = PublicOptions::from_annotation(public).map_err(|e| failure(e.to_string()))?;
+
+    let mut refusals = Vec::new();
+    for packet in packets(annotations)? {
+        let options = match keys.unwrap(&packet).await {
+            Ok(options) => options,
+            Err(e) => {
+                refusals.push(format!("{:?}: {e}", packet.kid()));
+                continue;
+            }
+        };
+        let private = PrivateOptions::parse(&options).map_err(|e| failure(format!("{:?}: {e}", packet.kid())))?;
+        return Ok(LayerSecrets { private, public });
+    }
+    Err(failure(refusals.join(", ")))
+}
+
+fn packets(annotations: &HashMap<String, String>) -> Result<Vec<AnnotationPacket>, Failure> {
+    let failure = |cause: String| Failure::new(Stage::Key, cause);
+    let mut values: Vec<_> =
+        annotations.iter().filter(|(name, _)| name.starts_with(PROVIDER_ANNOTATION_PREFIX)).collect();
+    values.sort();
+    let mut packets = Vec::new();
+    for (name, value) in values {
+        for encoded in value.split(',').take(MAX_PACKETS) {
+            let json = STANDARD.decode(encoded.trim()).map_err(|_| failure(format!("{name} is not base64")))?;
+            packets.push(AnnotationPacket::parse(&json).map_err(|e| failure(e.to_string()))?);
+        }
+    }
+    match packets.is_empty() {
+        true => Err(failure(format!("no annotation {PROVIDER_ANNOTATION_PREFIX}* says where the layer's key is"))),
+        false => Ok(packets),
+    }
+}
+
+/// Each packet may cost a request to Trustee.
+const MAX_PACKETS: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use wire::layer::Encryptor;
+
+    const KEK: [u8; 32] = [7; 32];
+
+    struct OneKey;
+
+    #[async_trait]
+    impl LayerKeys for OneKey {
+        async fn unwrap(&self, packet: &AnnotationPacket) -> Result<Zeroizing<Vec<u8>>, KeyError> {
+            packet.unwrap(&KEK).map_err(KeyError::new)
+        }
+    }
+
+    fn annotations(keks: &[[u8; 32]]) -> HashMap<String, String> {
+        let (private, public) = Encryptor::new().unwrap().finish("sha256:00".to_owned());
+        let kid = "kbs:///default/key/k1".parse().unwrap();
+        let packets: Vec<_> = keks
+            .iter()
+            .map(|kek| AnnotationPacket::wrap(kek, &kid, &private.to_json()).unwrap().to_json().unwrap())
+            .map(|json| STANDARD.encode(json))
+            .collect();
+        HashMap::from([
+            (PUBLIC_OPTIONS_ANNOTATION.to_owned(), public.to_annotation()),
+            (format!("{PROVIDER_ANNOTATION_PREFIX}anyone"), packets.join(",")),
+        ])
+    }
+
+    async fn outcome(annotations: HashMap<String, String>) -> Result<String, Failure> {
+        secrets(&OneKey, Some(&annotations)).await.map(|secrets| secrets.private.digest().to_owned())
+    }
+
+    #[tokio::test]
+    async fn the_first_packet_that_opens_gives_the_key() {
+        assert_eq!(outcome(annotations(&[[1; 32], KEK])).await.unwrap(), "sha256:00");
+    }
+
+    #[tokio::test]
+    async fn a_refusal_names_the_key_and_the_cause() {
+        let failure = outcome(annotations(&[[1; 32]])).await.unwrap_err();
+        assert_eq!(failure.stage, Stage::Key);
+        assert!(failure.cause.contains("kbs:///default/key/k1") && failure.cause.contains("wrapped"), "{failure}");
+
+        let mut without = annotations(&[KEK]);
+        without.retain(|name, _| name == PUBLIC_OPTIONS_ANNOTATION);
+        assert!(outcome(without).await.unwrap_err().cause.contains("where the layer's key is"));
+
+        let mut without = annotations(&[KEK]);
+        without.remove(PUBLIC_OPTIONS_ANNOTATION);
+        assert!(outcome(without).await.unwrap_err().cause.contains("pubopts"));
+    }
+}

@@ -1,0 +1,44 @@
+//! Images inside the guest: pull from the registry, verify, decrypt, unpack, mount.
+//!
+//! A layer never touches a disk before it is unpacked: its bytes stream from the registry through hash, decryption,
+//! inflation and the archive reader into the guest's work directory, in memory that does not grow with the image. A
+//! layer counts only once the digest of its blob, its HMAC if it is encrypted, and its diff id have all been checked;
+//! until then, whatever it unpacked is removed again on any failure.
+//!
+//! ```text
+//! registry ─ Bytes ─▶ blob digest ─▶ AES-CTR + HMAC ─▶ gzip | zstd ─▶ diff id ─▶ tar ─▶ layers/N ─▶ overlay
+//!  (async)   channel  └──────────────────────── one blocking thread a layer ────────────────┘
+//! ```
+
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod archive;
+mod auth;
+mod config;
+mod digest;
+mod encryption;
+mod error;
+mod header;
+mod manifest;
+mod media;
+mod overlay;
+mod pax;
+mod pipeline;
+mod puller;
+mod registry;
+mod root;
+mod sparse;
+mod store;
+mod unpack;
+
+#[cfg(test)]
+mod tests;
+
+pub use config::{ImageConfig, RegistryConfig, RegistryEntry};
+pub use encryption::{KeyError, LayerKeys};
+pub use error::{Error, Stage};
+pub use manifest::Resolved;
+pub use oci_spec::image::ImageConfiguration;
+pub use puller::{Pulled, Puller, Unpacked};
+pub use registry::RegistryError;

@@ -1,0 +1,67 @@
+//! What a media type says about a layer: how it is compressed, and whether it is encrypted.
+
+/// How to read a layer's blob.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct LayerFormat {
+    pub(crate) compression: Compression,
+    pub(crate) encrypted: bool,
+}
+
+/// How an archive is compressed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Compression {
+    None,
+    Gzip,
+    Zstd,
+}
+
+impl LayerFormat {
+    /// Knows the layer types of OCI and Docker, each also with ocicrypt's suffix `+encrypted`.
+    pub(crate) fn from_media_type(media_type: &str) -> Option<Self> {
+        let (plain, encrypted) = match media_type.strip_suffix("+encrypted") {
+            Some(plain) => (plain, true),
+            None => (media_type, false),
+        };
+        let compression = match plain {
+            "application/vnd.oci.image.layer.v1.tar"
+            | "application/vnd.oci.image.layer.nondistributable.v1.tar"
+            | "application/vnd.docker.image.rootfs.diff.tar"
+            | "application/vnd.docker.image.rootfs.foreign.diff.tar" => Compression::None,
+            "application/vnd.oci.image.layer.v1.tar+gzip"
+            | "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"
+            | "application/vnd.docker.image.rootfs.diff.tar.gzip"
+            | "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip" => Compression::Gzip,
+            "application/vnd.oci.image.layer.v1.tar+zstd"
+            | "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd"
+            | "application/vnd.docker.image.rootfs.diff.tar.zstd" => Compression::Zstd,
+            _ => return None,
+        };
+        Some(Self { compression, encrypted })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_layer_type_is_known_with_and_without_encryption() {
+        for (media_type, compression, encrypted) in [
+            ("application/vnd.oci.image.layer.v1.tar", Compression::None, false),
+            ("application/vnd.oci.image.layer.v1.tar+gzip", Compression::Gzip, false),
+            ("application/vnd.oci.image.layer.v1.tar+zstd", Compression::Zstd, false),
+            ("application/vnd.docker.image.rootfs.diff.tar.gzip", Compression::Gzip, false),
+            ("application/vnd.oci.image.layer.v1.tar+encrypted", Compression::None, true),
+            ("application/vnd.oci.image.layer.v1.tar+gzip+encrypted", Compression::Gzip, true),
+            ("application/vnd.oci.image.layer.v1.tar+zstd+encrypted", Compression::Zstd, true),
+            ("application/vnd.docker.image.rootfs.diff.tar.gzip+encrypted", Compression::Gzip, true),
+        ] {
+            assert_eq!(LayerFormat::from_media_type(media_type), Some(LayerFormat { compression, encrypted }));
+        }
+        for media_type in
+            ["", "+encrypted", "application/vnd.in-toto+json", "application/vnd.oci.image.layer.v1.tar+xz"]
+        {
+            assert_eq!(LayerFormat::from_media_type(media_type), None);
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! A registry of one image that answers as badly as a test wants.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use serde_json::json;
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+
+use super::Layer;
+use crate::digest::sha256;
+
+/// What goes wrong when a blob is asked for.
+#[derive(Clone, Debug)]
+pub(super) enum Fault {
+    /// So many answers end after so many bytes of the blob.
+    Cut { answers: usize, after: usize },
+    /// Every answer stays silent after so many bytes.
+    Stall { after: usize },
+    /// Ranges are answered with the whole blob.
+    NoRanges,
+    /// Ranges are answered with another range.
+    WrongRange,
+    /// The last byte is another.
+    LastByte,
+    /// More comes than was announced.
+    Surplus,
+    /// The blob is elsewhere.
+    Redirect(String),
+    /// A token is needed.
+    Token,
+}
+
+pub(super) struct RegistryDouble {
+    port: u16,
+    state: Arc<Mutex<State>>,
+    server: JoinHandle<()>,
+}
+
+#[derive(Default)]
+struct State {
+    documents: HashMap<String, (String, Vec<u8>)>,
+    faults: Vec<Fault>,
+    requests: Vec<String>,
+}
+
+impl RegistryDouble {
+    /// Serves an image of these layers as `app:v1`.
+    pub(super) async fn with(layers: &[Layer]) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let state = Arc::new(Mutex::new(State::default()));
+        let server = tokio::spawn({
+            let state = state.clone();
+            async move {
+                while let Ok((stream, _)) = listener.accept().await {
+                    tokio::spawn(answer(stream, state.clone(), port));
+                }
+            }
+        });
+        let registry = Self { port, state, server };
+        registry.push(layers);
+        registry
+    }
+
+    pub(super) fn with_fault(self, fault: Fault) -> Self {
+        self.state.lock().unwrap().faults.push(fault);
+        self
+    }
+
+    pub(super) fn host(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    pub(super) fn reference(&self) -> String {
+        format!("{}/app:v1", self.host())
+    }
+
+    /// The request lines and `Authorization` headers so far.
+    pub(super) fn requests(&self) -> Vec<String> {
+        self.state.lock().unwrap().requests.clone()
+    }
+
+    pub(super) fn put(&self, path: &str, media_type: &str, bytes: &[u8]) {
+        self.state.lock().unwrap().documents.insert(path.to_owned(), (media_type.to_owned(), bytes.to_vec()));
+    }
+
+    fn push(&self, layers: &[Layer]) {
+        let blob = |media_type: &str, bytes: &[u8], annotations: &serde_json::Value| {
+            self.put(&format!("/v2/app/blobs/{}", sha256(bytes)), "application/octet-stream", bytes);
+            json!({ "mediaType": media_type, "digest": sha256(bytes), "size": bytes.len(), "annotations": annotations })
+        };
+        let diff_ids: Vec<_> = layers.iter().map(|layer| &layer.diff_id).collect();
+        let config = json!({
+            "architecture": "amd64", "os": "linux", "config": { "Cmd": ["/bin/sh"] },
+            "rootfs": { "type": "layers", "diff_ids": diff_ids },
+        });
+        let config = blob("application/vnd.oci.image.config.v1+json", config.to_string().as_bytes(), &json!({}));
+        let layers: Vec<_> =
+            layers.iter().map(|layer| blob(&layer.media_type, &layer.blob, &layer.annotations)).collect();
+        let manifest = json!({ "schemaVersion": 2, "config": config, "layers": layers }).to_string();
+        let media_type = "application/vnd.oci.image.manifest.v1+json";
+        for version in ["v1", &sha256(manifest.as_bytes())] {
+            self.put(&format!("/v2/app/manifests/{version}"), media_type, manifest.as_bytes());
+        }
+    }
+}
+
+impl Drop for RegistryDouble {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+async fn answer(stream: TcpStream, state: Arc<Mutex<State>>, port: u16) -> Option<()> {
+    let mut stream = BufReader::new(stream);
+    let mut head = Vec::new();
+    loop {
+        let mut line = String::new();
+        stream.read_line(&mut line).await.ok().filter(|count| *count > 0)?;
+        match line.trim_end() {
+            "" => break,
+            line => head.push(line.to_owned()),
+        }
+    }
+    let header = |name: &str| {
+        let mut lines = head.iter().filter_map(|line| line.split_once(": "));
+        lines.find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.to_owned())
+    };
+    let path = head.first()?.split(' ').nth(1)?.to_owned();
+    let authorization = header("authorization");
+    let (response, stall) = {
+        let mut state = state.lock().unwrap();
+        state.requests.push(format!("{path} {}", authorization.as_deref().unwrap_or("-")));
+        respond(&mut state, &path, header("range"), authorization, port)
+    };
+    stream.write_all(&response).await.ok()?;
+    stream.flush().await.ok()?;
+    if stall {
+        // Until the other side gives up.
+        let mut line = String::new();
+        stream.read_line(&mut line).await.ok()?;
+    }
+    Some(())
+}
+
+fn respond(
+    state: &mut State,
+    path: &str,
+    range: Option<String>,
+    authorization: Option<String>,
+    port: u16,
+) -> (Vec<u8>, bool) {
+    let head = |status: &str, rest: &str, length: usize| {
+        format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n{rest}\r\n").into_bytes()
+    };
+    if path.starts_with("/token?") {
+        let body = json!({ "token": format!("for {}", authorization.as_deref().unwrap_or("anybody")) }).to_string();
+        return ([head("200 OK", "", body.len()), body.into_bytes()].concat(), false);
+    }
+    let faults = state.faults.clone();
+    if faults.iter().any(|fault| matches!(fault, Fault::Token)) && authorization.is_none() {
+        let challenge = format!("WWW-Authenticate: Bearer realm=\"http://127.0.0.1:{port}/token\",service=\"s\"\r\n");
+        return (head("401 Unauthorized", &challenge, 0), false);
+    }
+    let Some((media_type, mut bytes)) = state.documents.get(path).cloned() else {
+        return (head("404 Not Found", "", 0), false);
+    };
+    let content_type = format!("Content-Type: {media_type}\r\n");
+    // Only layers are spoilt: the configuration must arrive for a test to get that far.
+    if !path.contains("/blobs/") || bytes.starts_with(b"{") {
+        return ([head("200 OK", &content_type, bytes.len()), bytes].concat(), false);
+    }
+
+    let mut start = range.and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse::<usize>().ok());
+    let mut shown = start.unwrap_or(0);
+    for fault in &faults {
+        match fault {
+            Fault::NoRanges => start = None,
+            Fault::WrongRange => shown = 0,
+            Fault::LastByte => *bytes.last_mut().unwrap() ^= 1,
+            Fault::Surplus => bytes.push(0),
+            Fault::Redirect(to) => {
+                let location = format!("Location: {to}{path}\r\n");
+                return (head("307 Temporary Redirect", &location, 0), false);
+            }
+            Fault::Cut { .. } | Fault::Stall { .. } | Fault::Token => {}
+        }
+    }
+    let total = bytes.len();
+    bytes.drain(..start.unwrap_or(0));
+    let (status, rest) = match start {
+        Some(_) => ("206 Partial Content", format!("Content-Range: bytes {shown}-{}/{total}\r\n", total - 1)),
+        None => ("200 OK", content_type),
+    };
+    let head = head(status, &rest, bytes.len());
+    for fault in &mut state.faults {
+        match fault {
+            Fault::Cut { answers, after } if *answers > 0 => {
+                *answers -= 1;
+                bytes.truncate(*after);
+            }
+            Fault::Stall { after } => {
+                bytes.truncate(*after);
+                return ([head, bytes].concat(), true);
+            }
+            _ => {}
+        }
+    }
+    ([head, bytes].concat(), false)
+}

@@ -1,0 +1,20 @@
+//! The laboratory for end-to-end cases: it owns Trustees, registries and pods, and ends them when it is dropped.
+//!
+//! A failure here is a failure of the case, so helpers panic with what they know instead of returning errors.
+
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used)]
+
+mod image;
+mod lab;
+mod pod;
+mod process;
+mod registry;
+mod trustee;
+
+pub use image::{Encrypted, Image};
+pub use lab::Lab;
+pub use pod::{InitDataFiles, Pod, agent_policy};
+pub use process::{Daemon, Finished, run, try_run};
+pub use registry::Registry;
+pub use trustee::Trustee;

@@ -1,0 +1,81 @@
+//! A real container registry on loopback, with TLS.
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use rcgen::{CertifiedKey, generate_simple_self_signed};
+
+use crate::lab::HOST_IN_GUEST;
+use crate::{Daemon, run};
+
+/// A running registry.
+pub struct Registry {
+    folder: PathBuf,
+    port: u16,
+    certificate: String,
+    _server: Daemon,
+}
+
+impl Registry {
+    pub(crate) fn start(folder: &Path) -> Self {
+        fs::create_dir_all(folder.join("certificates")).unwrap();
+        let names = ["localhost", "127.0.0.1", HOST_IN_GUEST].map(str::to_owned);
+        let CertifiedKey { cert, signing_key } = generate_simple_self_signed(names).unwrap();
+        let certificate = cert.pem();
+        // Under this name skopeo takes it for the authority to trust.
+        fs::write(folder.join("certificates/ca.crt"), &certificate).unwrap();
+        fs::write(folder.join("tls.crt"), &certificate).unwrap();
+        fs::write(folder.join("tls.key"), signing_key.serialize_pem()).unwrap();
+
+        // The registry can't be asked for a free port, so one is found and given to it.
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let configuration = format!(
+            "version: 0.1\nlog:\n  level: info\nstorage:\n  filesystem:\n    rootdirectory: {root}/data\nhttp:\n  \
+             addr: 127.0.0.1:{port}\n  tls:\n    certificate: {root}/tls.crt\n    key: {root}/tls.key\n",
+            root = folder.display()
+        );
+        fs::write(folder.join("config.yml"), configuration).unwrap();
+        let server = Daemon::start(Command::new("docker-registry").arg("serve").arg(folder.join("config.yml")));
+        server.wait_for("listening on", Duration::from_secs(30));
+        Self { folder: folder.to_owned(), port, certificate, _server: server }
+    }
+
+    /// Pushes an OCI layout and returns the reference under which guests find it, with its digest.
+    ///
+    /// # Panics
+    /// If skopeo fails.
+    pub fn push(&self, layout: &Path, name: &str) -> String {
+        let certificates = self.folder.join("certificates");
+        let digest_file = self.folder.join("digest");
+        run(
+            "skopeo",
+            [
+                "copy".as_ref(),
+                "--quiet".as_ref(),
+                "--insecure-policy".as_ref(),
+                "--preserve-digests".as_ref(),
+                "--dest-cert-dir".as_ref(),
+                certificates.as_os_str(),
+                "--digestfile".as_ref(),
+                digest_file.as_os_str(),
+                format!("oci:{}:latest", layout.display()).as_ref(),
+                format!("docker://127.0.0.1:{}/{name}:latest", self.port).as_ref(),
+            ],
+        );
+        let digest = fs::read_to_string(digest_file).unwrap();
+        format!("{HOST_IN_GUEST}:{}/{name}@{}", self.port, digest.trim())
+    }
+
+    /// The certificate that clients must trust, in PEM.
+    pub fn certificate(&self) -> &str {
+        &self.certificate
+    }
+
+    /// Where the registry keeps its blobs.
+    pub fn data(&self) -> PathBuf {
+        self.folder.join("data")
+    }
+}

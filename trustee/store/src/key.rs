@@ -1,0 +1,86 @@
+//! Names in the store: namespaces that the code fixes, keys that come from outside and are checked.
+
+use std::fmt;
+
+use crate::Error;
+
+/// A part of the store that one kind of record has to itself.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Namespace(&'static str);
+
+impl Namespace {
+    /// A namespace named in the code.
+    ///
+    /// # Panics
+    /// At compile time where the name is used as a constant: if it has other characters than `a-z` and `-`.
+    pub const fn new(name: &'static str) -> Self {
+        let bytes = name.as_bytes();
+        assert!(!bytes.is_empty());
+        let mut i = 0;
+        while i < bytes.len() {
+            assert!(bytes[i].is_ascii_lowercase() || bytes[i] == b'-');
+            i += 1;
+        }
+        Self(name)
+    }
+
+    /// The name.
+    pub const fn as_str(self) -> &'static str {
+        self.0
+    }
+}
+
+/// A key: 1 to [`MAX_KEY`] characters of `a-z A-Z 0-9 - _ . /`, as in upstream's stores.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Key(String);
+
+impl Key {
+    /// Checks a key's characters and length.
+    ///
+    /// # Errors
+    /// [`Error::Key`] with the start of the text, escaped.
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'/');
+        if text.is_empty() || text.len() > MAX_KEY || !text.bytes().all(allowed) {
+            return Err(Error::Key(text.chars().take(80).flat_map(char::escape_default).collect()));
+        }
+        Ok(Self(text.to_owned()))
+    }
+
+    /// The key as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Longest key in bytes.
+pub const MAX_KEY: usize = 512;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_key_has_few_kinds_of_characters() {
+        for good in ["a", "default/key/1", "A-b_c.9", &"k".repeat(MAX_KEY)] {
+            assert_eq!(Key::parse(good).unwrap().as_str(), good);
+        }
+        for bad in ["", "a b", "a\0", "ü", "a'b", "a%b", "a\\b", &"k".repeat(MAX_KEY + 1)] {
+            assert!(Key::parse(bad).is_err(), "{bad:?} passed");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_it_panic(text in ".{0,40}") {
+            let _ = Key::parse(&text);
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! Benchmarks of whole programs.
+
+use std::process::Command;
+
+use crate::{Error, build, packages, run, step};
+
+/// Boot time and memory, in one run with a bare boot of the same kernel.
+pub fn boot() -> Result<(), Error> {
+    packages::install()?;
+    build::programs()?;
+    build::guest_image()?;
+    step("measuring");
+    run(&mut Command::new(build::program("bench-boot")))
+}

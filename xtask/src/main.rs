@@ -1,0 +1,90 @@
+//! The project's automation: `cargo xtask demo`, `cargo xtask test` and `cargo xtask bench` install what they need,
+//! build and run.
+
+#![forbid(unsafe_code)]
+
+mod bench;
+mod build;
+mod packages;
+mod test;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let outcome = match words[..] {
+        ["demo"] => demo(),
+        ["test"] => test::run(false),
+        ["test", "--full"] => test::run(true),
+        ["bench", "boot"] => bench::boot(),
+        ["setup"] => packages::install(),
+        _ => {
+            eprintln!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The demonstration: everything from a bare machine to a released secret.
+fn demo() -> Result<(), Error> {
+    packages::install()?;
+    build::programs()?;
+    build::guest_image()?;
+    step("running the demonstration");
+    run(&mut Command::new(build::program("demo")))
+}
+
+/// Why the automation stopped.
+#[derive(Debug)]
+struct Error(String);
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Says what comes next.
+fn step(what: &str) {
+    println!("==> {what}");
+}
+
+/// Runs a program that must succeed, with its output shown.
+fn run(command: &mut Command) -> Result<(), Error> {
+    match command.status() {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(Error(format!("{command:?} ended with {status}"))),
+        Err(error) => Err(Error(format!("{command:?} can't be started: {error}"))),
+    }
+}
+
+/// cargo, in the project's folder.
+fn cargo(arguments: &[&str]) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(arguments).current_dir(root());
+    command
+}
+
+/// The project's folder.
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+const USAGE: &str = "\
+usage: cargo xtask COMMAND
+
+  demo          install, build, and run one confidential pod from real files to a released secret
+  test          install, build, and run everything that CI runs
+  test --full   the same with the slow cases
+  bench boot    measure boot time and memory, as ratios of a bare boot
+  setup         install the distribution packages that the others need";

@@ -1,0 +1,67 @@
+//! Installs the distribution packages that the project is built and tested with.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use crate::{Error, run, step};
+
+/// Installs what is missing, as root or through sudo.
+pub fn install() -> Result<(), Error> {
+    let missing: Vec<&str> =
+        PACKAGES.iter().filter(|package| !Path::new(package.file).exists()).map(|package| package.name).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    if !Path::new("/usr/bin/apt-get").exists() {
+        return Err(Error(format!(
+            "packages: this system has no apt; next: install the equivalents of {} by hand",
+            missing.join(", ")
+        )));
+    }
+    step(&format!("installing {}", missing.join(", ")));
+    let install = ["install", "--yes", "--no-install-recommends"];
+    if apt(&install).args(&missing).status().is_ok_and(|status| status.success()) {
+        return Ok(());
+    }
+    // The lists may be old, or there may be none yet.
+    run(&mut apt(&["update"]))?;
+    run(apt(&install).args(&missing))
+}
+
+fn apt(arguments: &[&str]) -> Command {
+    let mut command = if is_root() {
+        Command::new("apt-get")
+    } else {
+        let mut sudo = Command::new("sudo");
+        sudo.arg("apt-get");
+        sudo
+    };
+    command.args(["-o", "Dpkg::Use-Pty=0", "-qq"]).args(arguments).env("DEBIAN_FRONTEND", "noninteractive");
+    command
+}
+
+fn is_root() -> bool {
+    let user = Command::new("id").arg("-u").stdout(Stdio::piped()).output();
+    user.is_ok_and(|output| output.stdout.trim_ascii() == b"0")
+}
+
+/// A package, and a file by which it is known to be installed.
+struct Package {
+    name: &'static str,
+    file: &'static str,
+}
+
+const PACKAGES: &[Package] = &[
+    // aws-lc and SQLite are C.
+    Package { name: "gcc", file: "/usr/bin/gcc" },
+    Package { name: "libc6-dev", file: "/usr/include/stdio.h" },
+    Package { name: "make", file: "/usr/bin/make" },
+    Package { name: "qemu-system-x86", file: "/usr/bin/qemu-system-x86_64" },
+    Package { name: "docker-registry", file: "/usr/bin/docker-registry" },
+    Package { name: "skopeo", file: "/usr/bin/skopeo" },
+    Package { name: "umoci", file: "/usr/bin/umoci" },
+    Package { name: "busybox-static", file: "/bin/busybox" },
+    Package { name: "iproute2", file: "/bin/ip" },
+    Package { name: "ca-certificates", file: "/etc/ssl/certs/ca-certificates.crt" },
+    Package { name: "debian-archive-keyring", file: "/usr/share/keyrings/debian-archive-keyring.gpg" },
+];
