@@ -5,17 +5,19 @@ use std::process::Command;
 
 use crate::{Error, cargo, root, run, step};
 
-/// Builds every program of the project.
+/// Builds every program of the project but the guest's.
 pub fn programs() -> Result<(), Error> {
     step("building the programs");
-    run(&mut cargo(&["build", "--release", "--workspace", "--bins"]))
+    run(&mut cargo(&["build", "--release", "--workspace", "--exclude", "guestd", "--bins"]))
 }
 
-/// Builds the guest image with the guestd that was built last.
+/// Builds guestd in its own profile, and the guest image with it.
 pub fn guest_image() -> Result<(), Error> {
+    step("building the guest's program");
+    run(&mut cargo(&["build", "--profile", "guest", "--package", "guestd"]))?;
     step("building the guest image");
     let mut command = Command::new(program("cocoon"));
-    command.args(["guest-image", "build", "--guestd"]).arg(program("guestd"));
+    command.args(["guest-image", "build", "--guestd"]).arg(guestd());
     command.arg("--cache").arg(state().join("cache")).arg("--output").arg(state().join("guest-image"));
     command.stdout(std::process::Stdio::null());
     run(&mut command)
@@ -26,6 +28,12 @@ pub fn program(name: &str) -> PathBuf {
     // This program lies beside the others.
     let own = std::env::current_exe().unwrap_or_default();
     own.with_file_name(name)
+}
+
+/// guestd, in the folder of its profile beside the others'.
+fn guestd() -> PathBuf {
+    let own = std::env::current_exe().unwrap_or_default();
+    own.ancestors().nth(2).map_or_else(|| root().join("target"), PathBuf::from).join("guest/guestd")
 }
 
 /// Where the guest image and what it is made of are kept.

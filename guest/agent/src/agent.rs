@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::FutureExt;
-use tokio::sync::{broadcast, oneshot};
+use tokio::sync::{broadcast, oneshot, watch};
 use wire_ttrpc::agent::{CreateContainerRequest, CreateSandboxRequest};
 
 use crate::container::{Container, Home};
@@ -32,6 +32,8 @@ pub struct AgentConfig {
     pub root: PathBuf,
     /// The guest's own resolver configuration, which follows the sandbox's: `/etc/resolv.conf`, or none to leave it.
     pub resolv_conf: Option<PathBuf>,
+    /// Becomes true when the guest has the drivers for its network and for images; what needs them waits for it.
+    pub drivers: watch::Receiver<bool>,
     /// The version that the agent tells callers.
     pub version: String,
 }
@@ -79,6 +81,7 @@ pub struct Agent {
     helper: Helper,
     root: PathBuf,
     resolv_conf: Option<PathBuf>,
+    drivers: watch::Receiver<bool>,
     sandbox: Mutex<Option<Sandbox>>,
     containers: Containers,
     events: broadcast::Sender<AgentEvent>,
@@ -91,7 +94,7 @@ impl Agent {
     /// # Errors
     /// [`Error::Root`] where the folder can't be made.
     pub fn new(config: AgentConfig) -> Result<Self, Error> {
-        let AgentConfig { policy, images, helper, root, resolv_conf, version } = config;
+        let AgentConfig { policy, images, helper, root, resolv_conf, drivers, version } = config;
         std::fs::create_dir_all(&root).map_err(Error::Root)?;
         let helper = Helper { program: helper, state: root.join(".state") };
         Ok(Self {
@@ -101,6 +104,7 @@ impl Agent {
             helper,
             root,
             resolv_conf,
+            drivers,
             sandbox: Mutex::new(None),
             containers: Containers::default(),
             events: broadcast::channel(EVENTS).0,
@@ -125,6 +129,12 @@ impl Agent {
             return Err(Fault::Invalid("the request carries more than 256 KiB; next: send it in parts"));
         }
         self.decide(R::NAME, request.input())
+    }
+
+    /// Waits until the guest has its drivers.
+    pub(crate) async fn drivers(&self) {
+        // Whoever loads them and fails ends the guest.
+        let _ = self.drivers.clone().wait_for(|loaded| *loaded).await;
     }
 
     pub(crate) fn create_sandbox(&self, request: &CreateSandboxRequest) -> Result<(), Fault> {
@@ -170,6 +180,7 @@ impl Agent {
             Id::parse(&request.exec_id)?;
         }
         let reference = spec::image(&request, &self.root)?;
+        self.drivers().await;
         let image = self.images.resolve(&reference).await?;
         if !is_digest(&image.digest) {
             return Err(Fault::Digest(reference, image.digest));

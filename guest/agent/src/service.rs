@@ -208,6 +208,7 @@ impl agent_ttrpc::AgentService for Service {
 
     async fn update_interface(&self, _: &TtrpcContext, request: UpdateInterfaceRequest) -> Answer<Interface> {
         self.0.admit(&request)?;
+        self.0.drivers().await;
         let interface =
             request.interface.into_option().ok_or(Fault::Invalid("the request has no interface; next: set it"))?;
         if interface.IPAddresses.len() > MAX_ADDRESSES {
@@ -219,6 +220,7 @@ impl agent_ttrpc::AgentService for Service {
 
     async fn update_routes(&self, _: &TtrpcContext, request: UpdateRoutesRequest) -> Answer<Routes> {
         self.0.admit(&request)?;
+        self.0.drivers().await;
         let wanted = request.routes.into_option().unwrap_or_default();
         if wanted.Routes.len() > MAX_ROUTES {
             return Err(Fault::Invalid("there are more than 256 routes; next: leave some out").into());
@@ -231,12 +233,14 @@ impl agent_ttrpc::AgentService for Service {
 
     async fn list_interfaces(&self, _: &TtrpcContext, request: ListInterfacesRequest) -> Answer<Interfaces> {
         self.0.admit(&request)?;
+        self.0.drivers().await;
         let interfaces = Network::open().map_err(Fault::from)?.interfaces().await.map_err(Fault::from)?;
         Ok(Interfaces { Interfaces: interfaces, ..Default::default() })
     }
 
     async fn list_routes(&self, _: &TtrpcContext, request: ListRoutesRequest) -> Answer<Routes> {
         self.0.admit(&request)?;
+        self.0.drivers().await;
         let routes = Network::open().map_err(Fault::from)?.routes().await.map_err(Fault::from)?;
         Ok(Routes { Routes: routes, ..Default::default() })
     }

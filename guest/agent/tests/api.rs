@@ -59,6 +59,7 @@ impl Guest {
             helper: "/bin/false".into(),
             root: folder.path().join("root"),
             resolv_conf: Some(folder.path().join("resolv.conf")),
+            drivers: tokio::sync::watch::channel(true).1,
             version: "1.2.3".into(),
         });
         let agent = Arc::new(agent.unwrap());

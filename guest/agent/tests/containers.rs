@@ -379,6 +379,7 @@ impl Lab {
                 helper: "/proc/self/exe".into(),
                 root: root.clone(),
                 resolv_conf: None,
+                drivers: tokio::sync::watch::channel(true).1,
                 version: "test".into(),
             })
             .unwrap(),

@@ -12,6 +12,7 @@ mod roles;
 
 use std::process::ExitCode;
 
+use kernel_modules::Group;
 use wire::milestone::Milestone;
 
 fn main() -> ExitCode {
@@ -37,7 +38,10 @@ fn main() -> ExitCode {
 /// Brings the guest up and serves until it fails.
 fn run() -> Result<(), roles::Error> {
     init::mount_file_systems()?;
-    kernel_modules::load()?;
+    kernel_modules::load(Group::FirstAnswer)?;
+    if kernel_modules::in_a_tee() {
+        kernel_modules::load(Group::Tee)?;
+    }
     tracing_subscriber::fmt().with_max_level(tracing::Level::INFO).with_ansi(false).without_time().init();
     // Before anything of it is used: is this the initdata that the owner meant?
     let initdata = binding::initdata()?;

@@ -8,11 +8,14 @@ use attestation_agent::{AaConfig, AttestationAgent};
 use data_hub::{CdhConfig, DataHub};
 use evidence::Attester;
 use tokio::runtime::Builder;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{broadcast, watch};
 use wire::initdata::InitData;
 use wire::milestone::Milestone;
 use workload_api::WorkloadApi;
 
 use crate::images::HubImages;
+use crate::kernel_modules::Group;
 use crate::resources::HubResources;
 use crate::{binding, init, kernel_modules};
 
@@ -37,14 +40,14 @@ async fn run(initdata: Option<InitData>) -> Result<(), Error> {
     let attester = Attester::detect(Path::new("/"))?;
     let attestation = Arc::new(AttestationAgent::new(aa, attester, initdata.clone())?);
     let hub = Arc::new(DataHub::new(cdh, Arc::clone(&attestation))?);
-    agent::bring_up_loopback().await?;
-
+    let (drivers, loaded) = watch::channel(false);
     let agent = Arc::new(Agent::new(AgentConfig {
         policy,
         images: Arc::new(HubImages::new(Arc::clone(&hub))),
         helper: PathBuf::from("/proc/self/exe"),
         root: PathBuf::from("/run/kata-containers"),
         resolv_conf: Some(PathBuf::from("/etc/resolv.conf")),
+        drivers: loaded,
         version: env!("CARGO_PKG_VERSION").to_owned(),
     })?);
     let mut events = agent.events();
@@ -57,13 +60,29 @@ async fn run(initdata: Option<InitData>) -> Result<(), Error> {
         }
         std::future::pending().await
     };
+    tokio::select! {
+        outcome = Arc::clone(&agent).serve(AGENT) => Ok(outcome?),
+        outcome = ready => outcome,
+        // All that the first answer need not wait for.
+        outcome = serve_pod(attestation, hub, drivers, agent.events()) => outcome,
+        outcome = agent::reap_orphans() => outcome.map_err(Error::Runtime),
+    }
+}
 
-    let workload_api = WorkloadApi::bind(
-        WORKLOADS.parse().map_err(|_| Error::Address)?,
-        attestation.tee(),
-        Arc::new(HubResources(Arc::clone(&hub))),
-    )
-    .await?;
+/// Loads the drivers for network and images, then serves what containers and other programs in the guest ask for.
+async fn serve_pod(
+    attestation: Arc<AttestationAgent>,
+    hub: Arc<DataHub>,
+    drivers: watch::Sender<bool>,
+    mut events: broadcast::Receiver<AgentEvent>,
+) -> Result<(), Error> {
+    tokio::task::spawn_blocking(|| kernel_modules::load(Group::Pod)).await.map_err(|_| Error::Task)??;
+    drivers.send_replace(true);
+    agent::bring_up_loopback().await?;
+
+    let address = WORKLOADS.parse().map_err(|_| Error::Address)?;
+    let resources = Arc::new(HubResources(Arc::clone(&hub)));
+    let workload_api = WorkloadApi::bind(address, attestation.tee(), resources).await?;
     let _attestation_api = attestation_agent::serve(Arc::clone(&attestation), attestation_agent::ADDRESS).await?;
     let mut attested = attestation.attested();
     let announce = async {
@@ -72,15 +91,19 @@ async fn run(initdata: Option<InitData>) -> Result<(), Error> {
         }
         std::future::pending().await
     };
-    // Credentials of the configuration need the network, which the host sets up later; so this one has its own time.
+    // Credentials of the configuration need network and resolver, which a guest has from its sandbox on.
     let hub_api = async {
+        loop {
+            match events.recv().await {
+                Ok(AgentEvent::SandboxCreated) => break,
+                Ok(_) | Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => std::future::pending().await,
+            }
+        }
         let _hub_api = data_hub::serve(hub).await?;
         std::future::pending().await
     };
     tokio::select! {
-        outcome = agent.serve(AGENT) => Ok(outcome?),
-        outcome = ready => outcome,
-        outcome = agent::reap_orphans() => outcome.map_err(Error::Runtime),
         outcome = workload_api.serve() => Ok(outcome?),
         outcome = hub_api => outcome,
         outcome = announce => outcome,
@@ -98,6 +121,8 @@ pub(crate) enum Error {
     InitData(#[from] binding::Error),
     #[error("guestd: no threads: {0}; next: give the guest more memory")]
     Runtime(std::io::Error),
+    #[error("guestd: loading drivers was interrupted")]
+    Task,
     #[error("policy.rego: {0}")]
     Policy(#[from] agent::policy::Error),
     #[error(transparent)]

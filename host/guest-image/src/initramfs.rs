@@ -5,8 +5,9 @@ use crate::modules::Module;
 
 /// Lays out guestd, its modules and the few nodes it needs before it has mounted anything.
 ///
-/// `modules` are in load order, which becomes `/etc/cocoon/modules`: one file name in `/lib/modules` a line.
-pub(crate) fn compose(guestd: Vec<u8>, modules: Vec<Module>) -> Vec<u8> {
+/// `groups` are in load order, which becomes `/etc/cocoon/modules`: one file name in `/lib/modules` a line, an empty line
+/// between groups.
+pub(crate) fn compose(guestd: Vec<u8>, groups: Vec<Vec<Module>>) -> Vec<u8> {
     let mut root = Archive::default();
     for (path, permissions) in FOLDERS {
         root.folder(path, permissions);
@@ -15,20 +16,20 @@ pub(crate) fn compose(guestd: Vec<u8>, modules: Vec<Module>) -> Vec<u8> {
     root.character_device("dev/console", 0o600, 5, 1);
     root.character_device("dev/null", 0o666, 1, 3);
 
-    let order: String = modules.iter().map(|module| format!("{}\n", module.file_name)).collect();
+    let lines = |group: &Vec<Module>| group.iter().map(|module| format!("{}\n", module.file_name)).collect::<String>();
+    let order = groups.iter().map(lines).collect::<Vec<_>>().join("\n");
     root.file("etc/cocoon/modules", 0o644, order.into_bytes());
-    for Module { file_name, bytes } in modules {
+    for Module { file_name, bytes } in groups.into_iter().flatten() {
         root.file(&format!("lib/modules/{file_name}"), 0o644, bytes);
     }
     root.file("init", 0o755, guestd);
     root.finish()
 }
 
-/// The modules a guest needs, with those first that its first answer to the host waits for.
-///
-/// TEE drivers are last; in a guest without that TEE, `tdx_guest` answers `ENODEV` when loaded.
-pub(crate) const MODULES: &[&str] =
-    &["vmw_vsock_virtio_transport", "virtio_blk", "virtio_net", "overlay", "tsm", "tdx_guest", "sev_guest"];
+/// The modules a guest needs, in the groups in which it loads them: for its first answer to the host, for a pod, and
+/// for a TEE, where it runs in one. Each is checked for its signature when it is loaded, which takes its time.
+pub(crate) const MODULES: &[&[&str]] =
+    &[&["vmw_vsock_virtio_transport", "virtio_blk"], &["virtio_net", "overlay"], &["tsm", "tdx_guest", "sev_guest"]];
 
 const FOLDERS: [(&str, u32); 10] = [
     ("dev", 0o755),
@@ -51,10 +52,10 @@ mod tests {
     #[test]
     fn the_load_order_names_the_files_that_are_there() {
         let module = |name: &str| Module { file_name: name.to_owned(), bytes: name.as_bytes().to_vec() };
-        let root = parse(&compose(b"guestd".to_vec(), vec![module("vsock.ko"), module("overlay.ko")]));
+        let root = parse(&compose(b"guestd".to_vec(), vec![vec![module("vsock.ko")], vec![module("overlay.ko")]]));
         let bytes = |path: &str| root.iter().find(|entry| entry.path == path).map(|entry| &entry.bytes[..]);
 
-        assert_eq!(bytes("etc/cocoon/modules"), Some(&b"vsock.ko\noverlay.ko\n"[..]));
+        assert_eq!(bytes("etc/cocoon/modules"), Some(&b"vsock.ko\n\noverlay.ko\n"[..]));
         assert_eq!(bytes("lib/modules/overlay.ko"), Some(&b"overlay.ko"[..]));
         assert_eq!(bytes("init"), Some(&b"guestd"[..]));
     }

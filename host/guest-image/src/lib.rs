@@ -84,7 +84,7 @@ pub fn build(options: &BuildOptions) -> Result<GuestImage, Error> {
     let bzimage = BzImage::parse(&packed)?;
     let vmlinux = bzimage.vmlinux()?;
     let modules = ModuleTree::open(&kernel.modules)?.closure(initramfs::MODULES, bzimage.release())?;
-    let names = modules.iter().map(|module| module.file_name.clone()).collect();
+    let names = modules.iter().flatten().map(|module| module.file_name.clone()).collect();
     let initramfs = initramfs::compose(guestd, modules);
 
     let manifest = Manifest {
@@ -186,7 +186,7 @@ mod tests {
         let packed = gzip(vmlinux);
         fs::write(folder.join("vmlinuz"), bzimage(RELEASE, &packed[..packed.len() - 4], vmlinux.len() as u32)).unwrap();
         let modules: Vec<_> =
-            initramfs::MODULES.iter().map(|name| (format!("kernel/{name}.ko"), module("", RELEASE))).collect();
+            initramfs::MODULES.concat().iter().map(|name| (format!("kernel/{name}.ko"), module("", RELEASE))).collect();
         let modules: Vec<_> = modules.iter().map(|(path, bytes)| (path.as_str(), bytes.clone())).collect();
         module_tree(&folder.join("modules"), &modules);
         fs::write(folder.join("guestd"), executable(b"guestd", b"debug information")).unwrap();

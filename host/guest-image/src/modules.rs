@@ -39,16 +39,18 @@ impl ModuleTree {
         Ok(Self { folder: folder.to_owned(), paths, builtin })
     }
 
-    /// `wanted` and all that they depend on, each after what it depends on, for the kernel `release`.
+    /// The modules of each group and all that they depend on, each after what it depends on and only once, for the
+    /// kernel `release`.
     ///
     /// # Errors
     /// [`Error::NoModule`] if one is nowhere, [`Error::Module`] if one is damaged or for another kernel.
-    pub(crate) fn closure(&self, wanted: &[&str], release: &str) -> Result<Vec<Module>, Error> {
+    pub(crate) fn closure(&self, groups: &[&[&str]], release: &str) -> Result<Vec<Vec<Module>>, Error> {
         let mut closure = Closure { tree: self, release, seen: BTreeSet::new(), modules: Vec::new() };
-        for wanted in wanted {
-            closure.add(wanted)?;
-        }
-        Ok(closure.modules)
+        let group = |wanted: &&[&str]| {
+            wanted.iter().try_for_each(|wanted| closure.add(wanted))?;
+            Ok(std::mem::take(&mut closure.modules))
+        };
+        groups.iter().map(group).collect()
     }
 }
 
@@ -172,9 +174,12 @@ mod tests {
             ],
         );
 
-        let closure = ModuleTree::open(folder.path()).unwrap().closure(&["transport", "tdx_guest", "tsm"], RELEASE);
+        let closure =
+            ModuleTree::open(folder.path()).unwrap().closure(&[&["transport"], &["tdx_guest", "tsm"]], RELEASE);
 
         let closure = closure.unwrap();
+        assert_eq!(closure.iter().map(Vec::len).collect::<Vec<_>>(), [3, 2]);
+        let closure = closure.into_iter().flatten().collect::<Vec<_>>();
         assert_eq!(closure[1].bytes, module("vsock", RELEASE));
         assert_eq!(names(closure), ["vsock.ko", "common.ko", "transport.ko", "tsm.ko", "tdx-guest.ko"]);
     }
@@ -183,7 +188,7 @@ mod tests {
     fn a_missing_module_is_named() {
         let folder = tempfile::tempdir().unwrap();
         module_tree(folder.path(), &[("kernel/net/common.ko", module("vsock", RELEASE))]);
-        let error = ModuleTree::open(folder.path()).unwrap().closure(&["common"], RELEASE).unwrap_err();
+        let error = ModuleTree::open(folder.path()).unwrap().closure(&[&["common"]], RELEASE).unwrap_err();
         assert!(matches!(error, Error::NoModule { ref name, .. } if name == "vsock"), "{error}");
     }
 
@@ -191,7 +196,7 @@ mod tests {
     fn a_module_of_another_kernel_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         module_tree(folder.path(), &[("kernel/net/vsock.ko", module("", "6.1.0"))]);
-        let error = ModuleTree::open(folder.path()).unwrap().closure(&["vsock"], RELEASE).unwrap_err().to_string();
+        let error = ModuleTree::open(folder.path()).unwrap().closure(&[&["vsock"]], RELEASE).unwrap_err().to_string();
         assert!(error.contains("it is for kernel 6.1.0, and the kernel is 6.12.0-cloud"), "{error}");
     }
 
@@ -200,7 +205,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         module_tree(folder.path(), &[("a.ko", module("b", RELEASE)), ("b.ko", module("a", RELEASE))]);
         std::os::unix::fs::symlink(folder.path(), folder.path().join("build")).unwrap();
-        assert_eq!(names(ModuleTree::open(folder.path()).unwrap().closure(&["a"], RELEASE).unwrap()), ["b.ko", "a.ko"]);
+        let closure = ModuleTree::open(folder.path()).unwrap().closure(&[&["a"]], RELEASE).unwrap();
+        assert_eq!(names(closure.into_iter().flatten().collect()), ["b.ko", "a.ko"]);
     }
 
     proptest! {

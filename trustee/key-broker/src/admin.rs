@@ -11,7 +11,7 @@ pub enum Admin {
     /// Every one is refused.
     DenyAll,
     /// A bearer token in the form of a JWT is asked for.
-    Authenticated(Authenticated),
+    Authenticated(Box<Authenticated>),
 }
 
 /// What an administrator's token must be.
@@ -127,7 +127,7 @@ mod tests {
     }
 
     fn rule(public_key: &str) -> Admin {
-        Admin::Authenticated(Authenticated::new(public_key.as_bytes(), vec!["admin".to_owned()]).unwrap())
+        Admin::Authenticated(Box::new(Authenticated::new(public_key.as_bytes(), vec!["admin".to_owned()]).unwrap()))
     }
 
     fn check(rule: &Admin, token: &str) -> Result<Administrator, Error> {

@@ -4,7 +4,7 @@
 //! taken out without every later one showing it. A secret leaves only after its line is written.
 
 use std::collections::VecDeque;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
 use std::net::IpAddr;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use store::clock::{Clock, Timestamp};
 
-/// The log of one Trustee. Exactly one process writes it.
+/// The log of one Trustee, locked while it is open: exactly one process writes it.
 pub struct AuditLog {
     path: PathBuf,
     clock: Clock,
@@ -83,10 +83,15 @@ impl AuditLog {
     /// A last line without its end is what a crash leaves: it is cut off.
     ///
     /// # Errors
-    /// [`Error::Broken`] names the first line that doesn't fit; [`Error::Io`].
+    /// [`Error::Broken`] names the first line that doesn't fit; [`Error::Busy`], [`Error::Io`].
     pub fn open(path: PathBuf, clock: Clock) -> Result<Self, Error> {
         let failed = |source| Error::Io { path: path.clone(), source };
         let file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(&path).map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(Error::Busy(path)),
+            Err(TryLockError::Error(source)) => return Err(Error::Io { path, source }),
+        }
         let state = State::read(file, &path)?;
         Ok(Self { path, clock, state: Mutex::new(state) })
     }
@@ -194,6 +199,8 @@ pub enum Error {
          away to start a new one", path.display()
     )]
     Broken { path: PathBuf, line: u64 },
+    #[error("{}: another process writes it; give each Trustee a log of its own", .0.display())]
+    Busy(PathBuf),
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: io::Error },
 }
@@ -247,6 +254,7 @@ mod tests {
         let first = log(&directory).unwrap();
         first.record(PEER, release()).unwrap();
         first.record(PEER, refusal("0001")).unwrap();
+        assert!(matches!(log(&directory), Err(Error::Busy(_))));
         drop(first);
         let second = log(&directory).unwrap();
         second.record(PEER, refusal("0002")).unwrap();

@@ -57,7 +57,9 @@ impl Bench {
         let settings = Settings {
             storage: directory.path().to_owned(),
             audit: directory.path().join("audit.jsonl"),
-            admin: Admin::Authenticated(Authenticated::new(public.as_bytes(), vec!["admin".to_owned()]).unwrap()),
+            admin: Admin::Authenticated(Box::new(
+                Authenticated::new(public.as_bytes(), vec!["admin".to_owned()]).unwrap(),
+            )),
             sample_verifier,
             token_lifetime: Duration::from_secs(300),
             tls: true,

@@ -59,7 +59,7 @@ async fn serve(config: Config) -> Result<(), Error> {
 fn settings(config: &Config, tls: bool) -> Result<Settings, Error> {
     let admin = match (config.admin.authorization_mode, &config.admin.public_key) {
         (AuthorizationMode::AuthenticatedAuthorization, Some(path)) => {
-            Admin::Authenticated(Authenticated::new(&read(path)?, config.admin.roles.clone())?)
+            Admin::Authenticated(Box::new(Authenticated::new(&read(path)?, config.admin.roles.clone())?))
         }
         _ => Admin::DenyAll,
     };

@@ -1,5 +1,7 @@
 //! The real binary over TLS: set up, attested to, restarted, stopped.
 
+#![allow(clippy::unwrap_used)]
+
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};

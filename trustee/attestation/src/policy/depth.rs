@@ -79,15 +79,15 @@ impl<'a> Dependencies<'a> {
         Self { named, called }
     }
 
-    /// A function that may call itself, directly or through other functions. Rules that depend on themselves are
-    /// noticed by the interpreter; functions are not.
-    pub fn recursive_function(&self) -> Option<&'a str> {
-        self.called.keys().copied().find(|name| reached(&self.called, name).contains(name))
+    /// Whether a rule or function leads to more than `limit` others: no chain of them is longer than that.
+    pub fn exceed(&self, limit: usize) -> bool {
+        self.named.keys().any(|name| reached(&self.named, name, limit).len() > limit)
     }
 
-    /// The most rules and functions that any one leads to: no chain of them is longer.
-    pub fn longest_chain(&self) -> usize {
-        self.named.keys().map(|name| reached(&self.named, name).len()).max().unwrap_or(0)
+    /// A function that may call itself, directly or through at most `limit` others. Rules that depend on themselves
+    /// are noticed by the interpreter; functions are not.
+    pub fn recursive_function(&self, limit: usize) -> Option<&'a str> {
+        self.called.keys().copied().find(|name| reached(&self.called, name, limit).contains(name))
     }
 }
 
@@ -116,12 +116,15 @@ fn head(rule: &Rule) -> (&str, bool) {
     }
 }
 
-/// All nodes of the graph that following its edges from `start` leads to.
-fn reached<'a>(graph: &Graph<'a>, start: &'a str) -> BTreeSet<&'a str> {
+/// The nodes of the graph that following its edges from `start` leads to; the search ends beyond `limit` of them.
+fn reached<'a>(graph: &Graph<'a>, start: &'a str, limit: usize) -> BTreeSet<&'a str> {
     let mut reached = BTreeSet::new();
     let mut pending = vec![start];
     while let Some(name) = pending.pop() {
         for next in graph.get(name).into_iter().flatten().filter(|next| graph.contains_key(**next)) {
+            if reached.len() > limit {
+                return reached;
+            }
             if reached.insert(*next) {
                 pending.push(next);
             }

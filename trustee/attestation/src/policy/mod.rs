@@ -59,11 +59,11 @@ impl Policy {
         }
         for module in engine.get_modules() {
             let dependencies = Dependencies::of(module);
-            if let Some(name) = dependencies.recursive_function() {
-                return Err(Error::Recursion(excerpt(name)));
-            }
-            if dependencies.longest_chain() > MAX_CHAIN {
+            if dependencies.exceed(MAX_CHAIN) {
                 return Err(Error::TooLong);
+            }
+            if let Some(name) = dependencies.recursive_function(MAX_CHAIN) {
+                return Err(Error::Recursion(excerpt(name)));
             }
         }
         engine.add_extension("numbers.range".to_owned(), 2, Box::new(bounded_range)).map_err(syntax)?;
