@@ -122,9 +122,14 @@ impl Agent {
         let _ = self.events.send(event);
     }
 
+    /// Says once that the host has begun to talk.
+    pub(crate) fn note_request(&self) {
+        self.first_request.call_once(|| self.announce(AgentEvent::FirstRequest));
+    }
+
     /// Lets a request pass, or says why the policy does not.
     pub(crate) fn admit<R: Gated>(&self, request: &R) -> Result<(), Fault> {
-        self.first_request.call_once(|| self.announce(AgentEvent::FirstRequest));
+        self.note_request();
         if request.payload() > MAX_PAYLOAD {
             return Err(Fault::Invalid("the request carries more than 256 KiB; next: send it in parts"));
         }
@@ -170,7 +175,7 @@ impl Agent {
 
     /// Makes a container from the image that the policy allows: what is pulled is the digest that was decided on.
     pub(crate) async fn create_container(self: &Arc<Self>, request: CreateContainerRequest) -> Result<(), Fault> {
-        self.first_request.call_once(|| self.announce(AgentEvent::FirstRequest));
+        self.note_request();
         if !self.policy.mentions(CreateContainerRequest::NAME) {
             // No digest could change the answer, so no registry has to be asked.
             return self.decide(CreateContainerRequest::NAME, serde_json::Value::Null);

@@ -36,7 +36,7 @@ impl Agent {
             .bind(address)
             .map_err(failed)?
             .register_service(agent_ttrpc::create_agent_service(Arc::new(Service(Arc::clone(&self)))))
-            .register_service(health_ttrpc::create_health(Arc::new(Health(self.version.clone()))));
+            .register_service(health_ttrpc::create_health(Arc::new(Health(Arc::clone(&self)))));
         server.start().await.map_err(failed)?;
         self.announce(AgentEvent::Listening);
         std::future::pending::<()>().await;
@@ -47,7 +47,7 @@ impl Agent {
 
 struct Service(Arc<Agent>);
 
-struct Health(String);
+struct Health(Arc<Agent>);
 
 type Answer<T> = ttrpc::Result<T>;
 
@@ -285,13 +285,15 @@ impl Service {
 #[async_trait]
 impl health_ttrpc::Health for Health {
     async fn check(&self, _: &TtrpcContext, _: CheckRequest) -> Answer<HealthCheckResponse> {
+        self.0.note_request();
         Ok(HealthCheckResponse { status: EnumOrUnknown::new(ServingStatus::SERVING), ..Default::default() })
     }
 
     async fn version(&self, _: &TtrpcContext, _: CheckRequest) -> Answer<VersionCheckResponse> {
+        self.0.note_request();
         Ok(VersionCheckResponse {
             grpc_version: API_VERSION.into(),
-            agent_version: self.0.clone(),
+            agent_version: self.0.version.clone(),
             ..Default::default()
         })
     }

@@ -53,11 +53,8 @@ async fn run(initdata: Option<InitData>) -> Result<(), Error> {
     let mut events = agent.events();
     let ready = async {
         // The channel keeps what was said before this is polled.
-        while let Ok(event) = events.recv().await {
-            if matches!(event, AgentEvent::Listening) {
-                println!("{}", Milestone::Ready);
-            }
-        }
+        wait_for(&mut events, AgentEvent::Listening).await;
+        println!("{}", Milestone::Ready);
         std::future::pending().await
     };
     tokio::select! {
@@ -76,6 +73,8 @@ async fn serve_pod(
     drivers: watch::Sender<bool>,
     mut events: broadcast::Receiver<AgentEvent>,
 ) -> Result<(), Error> {
+    // On one processor, loading before that would delay the first answer.
+    wait_for(&mut events, AgentEvent::FirstRequest).await;
     tokio::task::spawn_blocking(|| kernel_modules::load(Group::Pod)).await.map_err(|_| Error::Task)??;
     drivers.send_replace(true);
     agent::bring_up_loopback().await?;
@@ -93,13 +92,7 @@ async fn serve_pod(
     };
     // Credentials of the configuration need network and resolver, which a guest has from its sandbox on.
     let hub_api = async {
-        loop {
-            match events.recv().await {
-                Ok(AgentEvent::SandboxCreated) => break,
-                Ok(_) | Err(RecvError::Lagged(_)) => {}
-                Err(RecvError::Closed) => std::future::pending().await,
-            }
-        }
+        wait_for(&mut events, AgentEvent::SandboxCreated).await;
         let _hub_api = data_hub::serve(hub).await?;
         std::future::pending().await
     };
@@ -107,6 +100,18 @@ async fn serve_pod(
         outcome = workload_api.serve() => Ok(outcome?),
         outcome = hub_api => outcome,
         outcome = announce => outcome,
+    }
+}
+
+/// Waits until the agent has come to this event.
+async fn wait_for(events: &mut broadcast::Receiver<AgentEvent>, wanted: AgentEvent) {
+    loop {
+        match events.recv().await {
+            Ok(event) if event == wanted => break,
+            Ok(_) | Err(RecvError::Lagged(_)) => {}
+            // The agent is gone, and so is the guest in a moment.
+            Err(RecvError::Closed) => std::future::pending().await,
+        }
     }
 }
 
