@@ -33,8 +33,8 @@ fn an_encrypted_image_runs_and_reads_its_secret() {
 fn a_container_has_its_own_world() {
     let lab = Lab::new();
     let (trustee, registry) = (lab.trustee(), lab.registry());
-    let script =
-        "echo pid $$; id; hostname; ls /; cat /etc/resolv.conf; echo err >&2; cat /proc/mounts; ls /sys/fs/cgroup";
+    let script = "echo pid $$; id; hostname; ls /; cat /etc/resolv.conf; echo err >&2; cat /proc/mounts; \
+                  echo modules disabled $(cat /proc/sys/kernel/modules_disabled)";
     let image = registry.push(Image::busybox(&lab, "world", script).layout(), "world");
     let (initdata, _) = InitDataFiles::new(agent_policy(&image), &trustee, &registry).build(&lab, "initdata");
 
@@ -43,7 +43,7 @@ fn a_container_has_its_own_world() {
     let (status, text) = pod.into_process().wait(LIMIT);
 
     assert_eq!(status.code(), Some(0), "{text}");
-    for line in ["pid 1", "uid=0 gid=0", &name, "entrypoint", "nameserver 10.0.2.3", "err"] {
+    for line in ["pid 1", "uid=0 gid=0", &name, "entrypoint", "nameserver 10.0.2.3", "err", "modules disabled 1"] {
         assert!(text.contains(line), "no {line:?} in {text}");
     }
     assert!(!text.contains("initdata"), "{text}");

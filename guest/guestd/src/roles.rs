@@ -75,7 +75,7 @@ async fn serve_pod(
 ) -> Result<(), Error> {
     // On one processor, loading before that would delay the first answer.
     wait_for(&mut events, AgentEvent::FirstRequest).await;
-    tokio::task::spawn_blocking(|| kernel_modules::load(Group::Pod)).await.map_err(|_| Error::Task)??;
+    tokio::task::spawn_blocking(load_and_seal).await.map_err(|_| Error::Task)??;
     drivers.send_replace(true);
     agent::bring_up_loopback().await?;
 
@@ -101,6 +101,12 @@ async fn serve_pod(
         outcome = hub_api => outcome,
         outcome = announce => outcome,
     }
+}
+
+/// The last modules that this kernel takes.
+fn load_and_seal() -> Result<(), kernel_modules::Error> {
+    kernel_modules::load(Group::Pod)?;
+    kernel_modules::seal()
 }
 
 /// Waits until the agent has come to this event.

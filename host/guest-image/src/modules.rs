@@ -25,7 +25,10 @@ pub(crate) struct ModuleTree {
 pub(crate) struct Module {
     /// Such as `tdx-guest.ko`.
     pub(crate) file_name: String,
-    /// Unpacked, with its signature.
+    /// Unpacked, without its signature.
+    ///
+    /// The kernel would check it at every boot, over bytes that are measured with the initramfs they are in. guestd
+    /// instead forbids all loading once it has loaded these.
     pub(crate) bytes: Vec<u8>,
 }
 
@@ -87,6 +90,8 @@ impl Closure<'_> {
         for dependency in &info.depends {
             self.add(dependency)?;
         }
+        let signed = bytes.len() - signature_length(&bytes);
+        bytes.truncate(signed);
         self.modules.push(Module { file_name: format!("{stem}.ko"), bytes });
         Ok(())
     }
@@ -143,8 +148,21 @@ fn name(path: &Path) -> Option<String> {
     (packed.is_empty() || packed.starts_with('.')).then(|| name.replace('-', "_"))
 }
 
+/// Bytes of the signature behind a module, with its trailer (`struct module_signature` and the magic), if there is one.
+fn signature_length(module: &[u8]) -> usize {
+    let Some(signed) = module.strip_suffix(SIGNATURE_MAGIC) else { return 0 };
+    let Some((_, length)) = signed.split_last_chunk::<4>() else { return 0 };
+    let length = usize::try_from(u32::from_be_bytes(*length)).unwrap_or(usize::MAX);
+    let total = length.saturating_add(SIGNATURE_HEADER + SIGNATURE_MAGIC.len());
+    if total < module.len() { total } else { 0 }
+}
+
 const MAX_LIST: u64 = 4 << 20;
 const MAX_MODULE: u64 = 64 << 20;
+/// What the kernel's build puts behind a signed module.
+const SIGNATURE_MAGIC: &[u8] = b"~Module signature appended~\n";
+/// `struct module_signature`: eight bytes that say nothing today, then the length.
+const SIGNATURE_HEADER: usize = 12;
 
 #[cfg(test)]
 mod tests {
@@ -182,6 +200,15 @@ mod tests {
         let closure = closure.into_iter().flatten().collect::<Vec<_>>();
         assert_eq!(closure[1].bytes, module("vsock", RELEASE));
         assert_eq!(names(closure), ["vsock.ko", "common.ko", "transport.ko", "tsm.ko", "tdx-guest.ko"]);
+    }
+
+    #[test]
+    fn a_signature_is_left_behind() {
+        let signed = [b"module", &[7; 100][..], &[0; 8], &100u32.to_be_bytes(), SIGNATURE_MAGIC].concat();
+        assert_eq!(signed.len() - signature_length(&signed), b"module".len());
+        for unsigned in [&b"module"[..], SIGNATURE_MAGIC, &[&[0xff; 12], SIGNATURE_MAGIC].concat()] {
+            assert_eq!(signature_length(unsigned), 0);
+        }
     }
 
     #[test]

@@ -4,15 +4,14 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
-use std::path::Path;
 use std::time::Duration;
 
 use guest_image::{BuildOptions, GuestImage, KernelSource};
 use hypervisor::acceleration::{self, Preference};
-use hypervisor::{Network, Vm, VmConfig, Vsock};
+use hypervisor::{Disk, Network, Vm, VmConfig, Vsock};
 use sandbox::{Event, GuestFiles, Sandbox, SandboxConfig, SandboxName};
 use serde_json::json;
-use tests::{Lab, agent_policy};
+use tests::{Image, InitDataFiles, Lab, Pod, agent_policy};
 use tokio::time::Instant;
 use wire::initdata::InitData;
 
@@ -37,8 +36,8 @@ async fn main() {
 
     let small = boot(&image, 128).await;
     let guest_memory = resident_in_guest(&small).await;
-    let host_memory = resident(Path::new("/proc/self/status"));
     small.stop().await;
+    let host_memory = host_memory(&lab);
 
     let result = json!({
         "rounds": ROUNDS,
@@ -85,7 +84,7 @@ async fn bare_boot(lab: &Lab, image: &GuestImage) -> Duration {
         vcpus: 1,
         acceleration,
         vsock: Vsock::UserBackend { socket: lab.path().join("vhost.sock") },
-        disks: Vec::new(),
+        disks: vec![Disk { path: lab.file("disk", [0; 512]), serial: "initdata".to_owned(), read_only: true }],
         network: Network::User,
         qmp_socket: lab.path().join("qmp.sock"),
         bios: hypervisor::qboot(),
@@ -126,9 +125,19 @@ async fn resident_in_guest(sandbox: &Sandbox) -> u64 {
     line.trim().parse::<f64>().unwrap() as u64 / 1024
 }
 
+/// Resident memory in KiB of `cocoon run` while its container runs; QEMU is a process of its own.
+fn host_memory(lab: &Lab) -> u64 {
+    let (trustee, registry) = (lab.trustee(), lab.registry());
+    let image = registry.push(Image::busybox(lab, "app", "echo up; exec sleep 3600").layout(), "app");
+    let (initdata, _) = InitDataFiles::new(agent_policy(&image), &trustee, &registry).build(lab, "initdata");
+    let pod = Pod::run("bench-memory", &image, Some(&initdata), &["--memory", "128"]);
+    pod.process().wait_for("up", LIMIT);
+    resident(pod.process().pid())
+}
+
 /// `VmRSS` of a process in KiB.
-fn resident(status: &Path) -> u64 {
-    let text = fs::read_to_string(status).unwrap();
+fn resident(pid: u32) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
     line.split_whitespace().next().unwrap().parse().unwrap()
 }
