@@ -48,23 +48,48 @@ impl Registry {
     /// # Panics
     /// If skopeo fails.
     pub fn push(&self, layout: &Path, name: &str) -> String {
+        self.push_with(layout, name, &["--preserve-digests"])
+    }
+
+    /// Pushes an OCI layout with its layers compressed anew by zstd.
+    ///
+    /// # Panics
+    /// If skopeo fails.
+    pub fn push_as_zstd(&self, layout: &Path, name: &str) -> String {
+        self.push_with(layout, name, &["--dest-compress-format", "zstd", "--dest-compress"])
+    }
+
+    /// Changes one byte at the end of every layer that the registry keeps.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn corrupt_layers(&self, layout: &Path) {
+        let mut corrupted = 0;
+        for blob in fs::read_dir(layout.join("blobs/sha256")).unwrap().flatten() {
+            let name = blob.file_name().into_string().unwrap();
+            let kept = self.data().join(format!("docker/registry/v2/blobs/sha256/{}/{name}/data", &name[..2]));
+            let Ok(mut bytes) = fs::read(&kept) else { continue };
+            // Layers are the blobs that are not JSON.
+            if bytes.first() != Some(&b'{') {
+                *bytes.last_mut().unwrap() ^= 1;
+                fs::write(&kept, bytes).unwrap();
+                corrupted += 1;
+            }
+        }
+        assert!(corrupted > 0, "the registry keeps no layer");
+    }
+
+    fn push_with(&self, layout: &Path, name: &str, more: &[&str]) -> String {
         let certificates = self.folder.join("certificates");
         let digest_file = self.folder.join("digest");
-        run(
-            "skopeo",
-            [
-                "copy".as_ref(),
-                "--quiet".as_ref(),
-                "--insecure-policy".as_ref(),
-                "--preserve-digests".as_ref(),
-                "--dest-cert-dir".as_ref(),
-                certificates.as_os_str(),
-                "--digestfile".as_ref(),
-                digest_file.as_os_str(),
-                format!("oci:{}:latest", layout.display()).as_ref(),
-                format!("docker://127.0.0.1:{}/{name}:latest", self.port).as_ref(),
-            ],
-        );
+        let source = format!("oci:{}:latest", layout.display());
+        let destination = format!("docker://127.0.0.1:{}/{name}:latest", self.port);
+        let mut arguments = vec!["copy", "--quiet", "--insecure-policy"];
+        arguments.extend(["--dest-cert-dir", certificates.to_str().unwrap()]);
+        arguments.extend(["--digestfile", digest_file.to_str().unwrap()]);
+        arguments.extend_from_slice(more);
+        arguments.extend([source.as_str(), destination.as_str()]);
+        run("skopeo", arguments);
         let digest = fs::read_to_string(digest_file).unwrap();
         format!("{HOST_IN_GUEST}:{}/{name}@{}", self.port, digest.trim())
     }

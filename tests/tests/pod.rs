@@ -112,6 +112,101 @@ fn an_unreachable_trustee_is_named() {
 }
 
 #[test]
+fn an_unreachable_registry_is_named() {
+    let lab = Lab::new();
+    let (trustee, registry) = (lab.trustee(), lab.registry());
+    let image = registry.push(Image::busybox(&lab, "app", "echo never").layout(), "app");
+    let (initdata, _) = InitDataFiles::new(agent_policy(&image), &trustee, &registry).build(&lab, "initdata");
+    drop(registry);
+
+    let (status, text) = Pod::run("no-registry", &image, Some(&initdata), &[]).into_process().wait(LIMIT);
+
+    assert_eq!(status.code(), Some(1), "{text}");
+    assert!(text.contains(image.split('@').next().unwrap()) && text.contains("next:"), "{text}");
+}
+
+#[test]
+fn a_layer_that_the_registry_changed_is_refused() {
+    let lab = Lab::new();
+    let (trustee, registry) = (lab.trustee(), lab.registry());
+    let app = Image::busybox(&lab, "app", "echo never");
+    let image = registry.push(app.layout(), "app");
+    registry.corrupt_layers(app.layout());
+    let (initdata, _) = InitDataFiles::new(agent_policy(&image), &trustee, &registry).build(&lab, "initdata");
+
+    let (status, text) = Pod::run("corrupt", &image, Some(&initdata), &[]).into_process().wait(LIMIT);
+
+    assert_eq!(status.code(), Some(1), "{text}");
+    assert!(text.contains("layer 0") && text.contains("next:"), "{text}");
+    assert!(!text.contains("never"), "{text}");
+}
+
+#[test]
+fn a_zstd_image_runs() {
+    let lab = Lab::new();
+    let (trustee, registry) = (lab.trustee(), lab.registry());
+    let image = registry.push_as_zstd(Image::busybox(&lab, "app", "echo from zstd").layout(), "app");
+    let (initdata, _) = InitDataFiles::new(agent_policy(&image), &trustee, &registry).build(&lab, "initdata");
+
+    let (status, text) = Pod::run("zstd", &image, Some(&initdata), &[]).into_process().wait(LIMIT);
+
+    assert_eq!(status.code(), Some(0), "{text}");
+    assert!(text.contains("from zstd"), "{text}");
+}
+
+#[test]
+fn what_is_no_reference_to_an_image_is_refused() {
+    let lab = Lab::new();
+    let (trustee, registry) = (lab.trustee(), lab.registry());
+    let policy = agent_policy("image@sha256:0000000000000000000000000000000000000000000000000000000000000000");
+    let (initdata, _) = InitDataFiles::new(policy, &trustee, &registry).build(&lab, "initdata");
+
+    let (status, text) = Pod::run("no-image", "Not An Image!", Some(&initdata), &[]).into_process().wait(LIMIT);
+
+    assert_eq!(status.code(), Some(1), "{text}");
+    assert!(text.contains("Not An Image!") && text.contains("next:"), "{text}");
+}
+
+#[test]
+fn the_command_and_environment_are_the_policy_s_to_allow() {
+    let lab = Lab::new();
+    let (trustee, registry) = (lab.trustee(), lab.registry());
+    let image = registry.push(Image::busybox(&lab, "app", "echo \"who=$WHO\"").layout(), "app");
+    let policy = agent_policy(&image).replace("\"env\": []", "\"env\": [\"WHO=owner\"]");
+    let (initdata, _) = InitDataFiles::new(policy, &trustee, &registry).build(&lab, "initdata");
+
+    let run = |name: &str, more: &[&str]| Pod::run(name, &image, Some(&initdata), more).into_process().wait(LIMIT);
+    let (status, text) = run("env-allowed", &["--env", "WHO=owner"]);
+    assert_eq!(status.code(), Some(0), "{text}");
+    assert!(text.contains("who=owner"), "{text}");
+
+    let (status, text) = run("env-denied", &["--env", "WHO=host"]);
+    assert_eq!(status.code(), Some(1), "{text}");
+    assert!(text.contains("CreateContainerRequest is blocked by policy"), "{text}");
+}
+
+#[test]
+fn a_signal_ends_the_pod_whenever_it_comes() {
+    let lab = Lab::new();
+    let (trustee, registry) = (lab.trustee(), lab.registry());
+    let image = registry.push(Image::busybox(&lab, "app", "echo up; exec sleep 3600").layout(), "app");
+    let (initdata, _) = InitDataFiles::new(agent_policy(&image), &trustee, &registry).build(&lab, "initdata");
+
+    for (index, moment) in ["cocoon: init", "cocoon: ready", "cocoon: image", "up"].iter().enumerate() {
+        let pod = Pod::run(&format!("signal{index}"), &image, Some(&initdata), &[]);
+        pod.process().wait_for(moment, LIMIT);
+        let folder = pod.folder();
+        assert!(folder.exists());
+
+        pod.process().interrupt();
+        let (status, text) = pod.into_process().wait(LIMIT);
+
+        assert_eq!(status.code(), Some(130), "{moment}: {text}");
+        assert!(!folder.exists(), "{moment}: the folder stays behind");
+    }
+}
+
+#[test]
 fn exec_runs_what_the_policy_allows_and_nothing_else() {
     let lab = Lab::new();
     let (trustee, registry) = (lab.trustee(), lab.registry());

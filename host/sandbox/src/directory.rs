@@ -76,9 +76,11 @@ impl Directory {
 
     /// The folder that a sandbox of this name has while it runs.
     pub fn path_of(name: &SandboxName) -> PathBuf {
+        let user = nix::unistd::geteuid();
         let base = match std::env::var_os("XDG_RUNTIME_DIR") {
-            Some(runtime) if !nix::unistd::geteuid().is_root() => PathBuf::from(runtime).join("cocoon"),
-            _ => PathBuf::from("/run/cocoon"),
+            _ if user.is_root() => PathBuf::from("/run/cocoon"),
+            Some(runtime) => PathBuf::from(runtime).join("cocoon"),
+            None => std::env::temp_dir().join(format!("cocoon-{user}")),
         };
         base.join(name.as_str())
     }

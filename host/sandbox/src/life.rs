@@ -9,6 +9,7 @@ use hypervisor::acceleration::{self, Preference};
 use hypervisor::{Disk, Network, Vm, VmConfig, Vsock};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use vsock_backend::{Backend, BackendConfig};
 use wire::initdata::InitData;
 use wire::milestone::Milestone;
@@ -111,8 +112,10 @@ impl Sandbox {
 
         let agent = first_answer(&vm, &channel, &timeline).await?;
         let sandbox = Self { agent, timeline, watcher, vm, _backend: backend, _directory: directory };
-        sandbox.set_up(&config.name).await?;
-        Ok(sandbox)
+        match sandbox.set_up(&config.name).await {
+            Ok(()) => Ok(sandbox),
+            Err(error) => Err(sandbox.cause_of(error).await),
+        }
     }
 
     /// The guest's agent.
@@ -130,10 +133,23 @@ impl Sandbox {
         &self.vm
     }
 
-    /// Ends the sandbox in order: agent, machine, folder.
+    /// The end of the machine, where that is why its agent is gone: the connection ends a moment before QEMU does.
+    pub async fn cause_of(&self, error: Error) -> Error {
+        match error {
+            Error::Closed => match timeout(GRACE, self.vm.exited()).await {
+                Ok(reason) => Error::Exited(reason),
+                Err(_) => Error::Closed,
+            },
+            other => other,
+        }
+    }
+
+    /// Ends the sandbox in order: agent, machine, folder. Takes at most twice two seconds, whatever the guest does.
     pub async fn stop(self) {
-        if let Err(error) = self.agent.destroy_sandbox(DestroySandboxRequest::new()).await {
-            tracing::debug!(%error, "the guest did not end its sandbox");
+        match timeout(GRACE, self.agent.destroy_sandbox(DestroySandboxRequest::new())).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "the guest did not end its sandbox"),
+            Err(_) => tracing::debug!("the guest did not end its sandbox in time"),
         }
         self.watcher.abort();
         self.vm.stop(GRACE).await;

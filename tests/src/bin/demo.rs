@@ -251,7 +251,7 @@ fn from_hex(text: &str) -> Vec<u8> {
 /// The reference id in a refusal's text.
 fn reference(text: &str) -> Option<&str> {
     let rest = text.split("reference ").nth(1)?;
-    Some(rest.split(|c: char| !c.is_ascii_alphanumeric() && c != '-').next()?)
+    rest.split(|c: char| !c.is_ascii_alphanumeric() && c != '-').next()
 }
 
 fn collect_files(folder: &Path, into: &mut Vec<(PathBuf, Vec<u8>)>) {
