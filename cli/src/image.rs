@@ -235,7 +235,9 @@ fn generate_key(path: &Path) -> Result<Zeroizing<[u8; 32]>, Error> {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The source is not an OCI layout, or a damaged one.
-    #[error("read the image {path}: {cause}; make an OCI layout, for example with `skopeo copy IMAGE oci:DIR:TAG`")]
+    #[error(
+        "read the image {path}: {cause}; next: make an OCI layout, for example with `skopeo copy IMAGE oci:DIR:TAG`"
+    )]
     Source {
         /// The layout's folder.
         path: PathBuf,
@@ -243,7 +245,7 @@ pub enum Error {
         cause: String,
     },
     /// The layout holds several images, or not the one that was asked for.
-    #[error("choose an image of {path}: {cause}; name one as oci:DIR:TAG, it has: {}", tags.join(", "))]
+    #[error("choose an image of {path}: {cause}; next: name one as oci:DIR:TAG, it has: {}", tags.join(", "))]
     Choice {
         /// The layout's folder.
         path: PathBuf,
@@ -253,7 +255,7 @@ pub enum Error {
         tags: Vec<String>,
     },
     /// A blob is missing or damaged.
-    #[error("read the blob {digest}: {cause}; copy the image into the layout again")]
+    #[error("read the blob {digest}: {cause}; next: copy the image into the layout again")]
     Blob {
         /// The blob.
         digest: String,
@@ -261,7 +263,7 @@ pub enum Error {
         cause: String,
     },
     /// The key file can't be read or made.
-    #[error("key file {path}: {cause}; give a file of 32 random bytes, or a new file name with --generate-key")]
+    #[error("key file {path}: {cause}; next: give a file of 32 random bytes, or a new file name with --generate-key")]
     Key {
         /// The file.
         path: PathBuf,
@@ -269,7 +271,7 @@ pub enum Error {
         cause: String,
     },
     /// The key's name is not a resource.
-    #[error("key id {id:?}: {cause}; write it as kbs:///repository/type/tag")]
+    #[error("key id: {cause}; next: correct --key-id")]
     KeyId {
         /// As it was given.
         id: String,
@@ -277,7 +279,7 @@ pub enum Error {
         cause: String,
     },
     /// A chosen layer does not exist.
-    #[error("choose layers: there is no layer {index}; the image has {count}, counted from 0")]
+    #[error("choose layers: there is no layer {index}, for the image has {count}, counted from 0; next: choose others")]
     NoSuchLayer {
         /// The layer.
         index: usize,
@@ -285,10 +287,12 @@ pub enum Error {
         count: usize,
     },
     /// A chosen layer is encrypted.
-    #[error("encrypt layer {0}: it is encrypted already; start from the plain image, or choose other layers")]
+    #[error("encrypt layer {0}: it is encrypted already; next: start from the plain image, or choose other layers")]
     AlreadyEncrypted(usize),
     /// A chosen layer is no filesystem layer.
-    #[error("encrypt layer {index}: its type {media_type:?} is not a container image's layer; choose other layers")]
+    #[error(
+        "encrypt layer {index}: its type {media_type:?} is not a container image's layer; next: choose other layers"
+    )]
     NotALayer {
         /// The layer.
         index: usize,
@@ -296,10 +300,10 @@ pub enum Error {
         media_type: String,
     },
     /// The destination is there.
-    #[error("write the image {0}: it exists already; remove it or choose another folder")]
+    #[error("write the image {0}: it exists already; next: remove it or choose another folder")]
     DestinationExists(PathBuf),
     /// The destination can't be written.
-    #[error("write the image {path}: {source}; check the folder's permissions and space")]
+    #[error("write the image {path}: {source}; next: check the folder's permissions and space")]
     Write {
         /// What was being written.
         path: PathBuf,
@@ -307,7 +311,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The cipher failed.
-    #[error("encrypt: {0}; try again, and report it if it stays")]
+    #[error("encrypt: {0}; next: try again, and report it if it stays")]
     Cipher(#[from] layer::Error),
 }
 

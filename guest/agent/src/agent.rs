@@ -26,7 +26,7 @@ pub struct AgentConfig {
     pub policy: Policy,
     /// Who pulls images.
     pub images: Arc<dyn Images>,
-    /// The binary that calls [`crate::run_helper`]: `/proc/self/exe` for the guest's own.
+    /// The binary that calls [`crate::run_helper`]. Containers' processes start as it: its mount should be read-only.
     pub helper: PathBuf,
     /// The folder for bundles and shared folders: `/run/kata-containers`.
     pub root: PathBuf,
@@ -148,8 +148,9 @@ impl Agent {
             return Err(Fault::Exists("the sandbox".to_owned()));
         }
         let created = Sandbox::create(request, &self.root)?;
-        if let Some(path) = self.resolv_conf.as_ref().filter(|_| !created.resolver().is_empty()) {
-            std::fs::write(path, created.resolver())
+        if let Some(path) = &self.resolv_conf {
+            let named = created.resolver().lines().any(|line| line.starts_with("nameserver"));
+            std::fs::write(path, if named { created.resolver() } else { NO_RESOLVER })
                 .map_err(|e| Fault::Io("guest's resolver can't be configured", e))?;
         }
         *sandbox = Some(created);
@@ -185,6 +186,8 @@ impl Agent {
             Id::parse(&request.exec_id)?;
         }
         let reference = spec::image(&request, &self.root)?;
+        // Before any look-up: with the sandbox comes the resolver.
+        self.expect_sandbox()?;
         self.drivers().await;
         let image = self.images.resolve(&reference).await?;
         if !is_digest(&image.digest) {
@@ -194,9 +197,6 @@ impl Agent {
         input["images"] = serde_json::json!({ reference: image.digest });
         self.decide(CreateContainerRequest::NAME, input)?;
 
-        if self.sandbox().is_none() {
-            return Err(Fault::State("there is no sandbox; next: create it before its containers".to_owned()));
-        }
         let give_up = self.containers.reserve(&id)?;
         // The work goes on in a task of its own, so that it is undone even where the caller has given up on it.
         let (caller, gone) = oneshot::channel::<()>();
@@ -294,15 +294,15 @@ impl Agent {
         }
         let storages: Vec<_> =
             request.storages.iter().filter(|storage| storage.driver != spec::GUEST_PULL).cloned().collect();
-        let (hostname, files) = {
+        let (hostname, files, shared) = {
             let mut sandbox = self.sandbox();
             let sandbox = sandbox.as_mut().ok_or_else(|| Fault::State("the sandbox is gone".to_owned()))?;
             *volumes = sandbox.add_volumes(&storages, &self.root)?;
             let files =
                 sandbox.write_files(home.bundle()).map_err(|e| Fault::Io("container's files can't be written", e))?;
-            (sandbox.hostname().to_owned(), files)
+            (sandbox.hostname().to_owned(), files, sandbox.volumes().to_vec())
         };
-        let config = spec::build(request, &pulled, &self.root, &hostname, &files)?;
+        let config = spec::build(request, &pulled, &hostname, &files, &shared)?;
         let terminal = config["process"]["terminal"] == true;
         write_config(home.bundle(), &config)?;
         Container::create(home.clone(), &request.exec_id, terminal).await
@@ -324,6 +324,13 @@ impl Agent {
             tracing::info!(%denial, "request denied");
         }
         Ok(decision?)
+    }
+
+    fn expect_sandbox(&self) -> Result<(), Fault> {
+        match *self.sandbox() {
+            Some(_) => Ok(()),
+            None => Err(Fault::State("there is no sandbox; next: create it before its containers".to_owned())),
+        }
     }
 
     fn sandbox(&self) -> MutexGuard<'_, Option<Sandbox>> {
@@ -353,5 +360,7 @@ fn is_digest(text: &str) -> bool {
     digits.len() == 64 && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
+/// Where the host names no resolver: without a name server here, the guest's client would ask public ones.
+const NO_RESOLVER: &str = "options timeout:1 attempts:1\nnameserver 127.0.0.1\n";
 const EVENTS: usize = 64;
 const MAX_PAYLOAD: usize = 256 << 10;

@@ -26,7 +26,7 @@ pub(crate) enum Fault {
     State(String),
     #[error("{0} is not implemented by this guest")]
     Unimplemented(&'static str),
-    #[error("image can't be had: {0}")]
+    #[error(transparent)]
     Image(#[from] ImageError),
     #[error("image {0:?} resolved to {1:?}, which is not a sha256 digest; next: report this as a defect")]
     Digest(String, String),

@@ -5,6 +5,7 @@
 //! that the policy keeps under `data.pstate`. Everything else is a denial: an undefined rule, another value, an
 //! error, an evaluation that takes too long.
 
+mod depth;
 mod nesting;
 mod patch;
 
@@ -30,7 +31,8 @@ impl Policy {
     /// # Errors
     /// [`Error`] where the text is not Rego version 1 in package `agent_policy`, or exceeds the limits of this page.
     pub fn parse(text: &str) -> Result<Self, Error> {
-        Ok(Self { active: Mutex::new(Active::parse(text)?) })
+        let active = with_stack(|| Active::parse(text)).unwrap_or(Err(Error::Thread))?;
+        Ok(Self { active: Mutex::new(active) })
     }
 
     /// Whether the policy has any rule for requests of this type.
@@ -40,6 +42,19 @@ impl Policy {
 
     /// Asks whether a request of the host is allowed, and applies the change of state that comes with a yes.
     pub(crate) fn decide(&self, request: &'static str, input: serde_json::Value) -> Result<(), Denial> {
+        let no_thread = || Err(Denial::new(request, Reason::Failed("there is no thread for it".to_owned())));
+        with_stack(|| self.decide_here(request, input)).unwrap_or_else(no_thread)
+    }
+
+    /// Puts another policy in this one's place, with fresh state.
+    pub(crate) fn replace(&self, other: Self) {
+        let mut other = other.active.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let mut active = self.lock();
+        other.generation = active.generation + 1;
+        *active = other;
+    }
+
+    fn decide_here(&self, request: &'static str, input: serde_json::Value) -> Result<(), Denial> {
         let input = Value::from(input);
         loop {
             let asked = self.lock().clone();
@@ -53,14 +68,6 @@ impl Policy {
                 return active.update(&operations).map_err(|cause| Denial::new(request, Reason::Operations(cause)));
             }
         }
-    }
-
-    /// Puts another policy in this one's place, with fresh state.
-    pub(crate) fn replace(&self, other: Self) {
-        let mut other = other.active.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let mut active = self.lock();
-        other.generation = active.generation + 1;
-        *active = other;
     }
 
     fn lock(&self) -> MutexGuard<'_, Active> {
@@ -91,6 +98,17 @@ pub enum Error {
     /// Parsing the text could take for ever.
     #[error("policy is nested too deeply: {0}; next: give inner values names of their own")]
     TooDeep(String),
+    /// Evaluating the text could end the stack.
+    #[error("policy could take too much to evaluate: {0}; next: write it otherwise")]
+    TooLong(String),
+    /// A rule or function leads to itself, or seems to.
+    #[error(
+        "rule {0} of the policy leads to itself; next: give rules and variables different names, and use no recursion"
+    )]
+    Recursion(String),
+    /// The policy can't be parsed now.
+    #[error("there is no thread to parse the policy; next: give the guest more memory")]
+    Thread,
     /// The text is not Rego.
     #[error("policy is not Rego version 1: {0}; next: check it with `opa check --v1-compatible`")]
     Syntax(String),
@@ -166,6 +184,7 @@ impl Active {
             return Err(Error::TooLarge(text.len()));
         }
         nesting::check(text).map_err(Error::TooDeep)?;
+        depth::check(text).map_err(Error::TooLong)?;
 
         // The interpreter in version 1 mode: regorus' virtual machine and its version 0 mode both turn some rules
         // that should be undefined into `true`.
@@ -179,6 +198,11 @@ impl Active {
         if package != "data.agent_policy" {
             return Err(Error::Package);
         }
+        if let Some(rule) = engine.get_modules().iter().find_map(|module| depth::cycle(module)) {
+            return Err(Error::Recursion(shorten(&rule)));
+        }
+        engine.add_extension("numbers.range".to_owned(), 2, Box::new(bounded_range)).map_err(|e| syntax(&e))?;
+        engine.add_extension("numbers.range_step".to_owned(), 3, Box::new(no_range)).map_err(|e| syntax(&e))?;
         engine.add_data(Value::from(json!({"pstate": {}}))).map_err(|e| syntax(&e))?;
         // Evaluating once finds what only the analysis before the first evaluation finds, and saves it later.
         let mut probe = engine.clone();
@@ -243,6 +267,33 @@ impl Verdict {
     }
 }
 
+/// `numbers.range`, without a value where the builtin would reserve memory of any size.
+fn bounded_range(parameters: Vec<Value>) -> anyhow::Result<Value> {
+    let [from, to] = parameters.as_slice() else { return Ok(Value::Undefined) };
+    let (Ok(from), Ok(to)) = (from.as_i64(), to.as_i64()) else { return Ok(Value::Undefined) };
+    if from.abs_diff(to) >= MAX_RANGE {
+        return Ok(Value::Undefined);
+    }
+    let mut numbers: Vec<Value> = (from.min(to)..=from.max(to)).map(Value::from).collect();
+    if from > to {
+        numbers.reverse();
+    }
+    Ok(Value::from(numbers))
+}
+
+/// `numbers.range_step`, whose builtin reserves memory of any size and panics on a step of zero: it has no value.
+fn no_range(_: Vec<Value>) -> anyhow::Result<Value> {
+    Ok(Value::Undefined)
+}
+
+/// Runs `work` on a thread with the stack that [`depth`] counts on, and waits for it. None where there is no thread.
+fn with_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Option<T> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(depth::STACK).spawn_scoped(scope, work).ok()?;
+        thread.join().ok()
+    })
+}
+
 /// One line of at most [`MAX_MESSAGE`] characters.
 fn shorten(text: &str) -> String {
     let line: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -256,6 +307,7 @@ const DEFAULT: &str = include_str!("policy/default-policy.rego");
 const FILE: &str = "policy.rego";
 const MAX_BYTES: usize = 2 << 20;
 const MAX_STATE: usize = 1 << 20;
+const MAX_RANGE: u64 = 10_000;
 const MAX_OPERATIONS: usize = 64;
 const MAX_MESSAGE: usize = 1024;
 /// Covers a loop over a large request on a slow processor; a decision usually takes well below a millisecond.

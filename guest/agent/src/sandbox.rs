@@ -64,9 +64,10 @@ impl Sandbox {
     /// # Errors
     /// [`Error`]; none of these volumes is left behind then.
     pub(crate) fn add_volumes(&mut self, storages: &[Storage], root: &Path) -> Result<Vec<PathBuf>, Error> {
-        let mut made = Vec::new();
+        let mut made: Vec<PathBuf> = Vec::new();
         for storage in storages {
-            match Volume::parse(storage, root).and_then(|volume| volume.make()) {
+            let known = self.volumes.iter().chain(&made);
+            match Volume::parse(storage, root, known).and_then(|volume| volume.make()) {
                 Ok(Some(path)) => made.push(path),
                 Ok(None) => {}
                 Err(error) => {
@@ -109,6 +110,11 @@ impl Sandbox {
     /// The text of the resolver's configuration; empty where the host gave none.
     pub(crate) fn resolver(&self) -> &str {
         &self.resolver
+    }
+
+    /// The volumes that containers may share. None lies in another, so no container can change the way to one.
+    pub(crate) fn volumes(&self) -> &[PathBuf] {
+        &self.volumes
     }
 
     /// Writes the files that each container gets of its own, and returns them as pairs of destination and source.
@@ -162,7 +168,11 @@ struct Volume<'a> {
 }
 
 impl<'a> Volume<'a> {
-    fn parse(storage: &'a Storage, root: &Path) -> Result<Self, Error> {
+    fn parse<'b>(
+        storage: &'a Storage,
+        root: &Path,
+        mut known: impl Iterator<Item = &'b PathBuf>,
+    ) -> Result<Self, Error> {
         let refuse = |reason| Error::Storage {
             driver: storage.driver.chars().take(64).collect(),
             mount_point: storage.mount_point.chars().take(256).collect(),
@@ -175,6 +185,10 @@ impl<'a> Volume<'a> {
         let shared = below("sandbox/ephemeral") || below("shared/containers") || path == root.join("sandbox/shm");
         if !plain || !shared || storage.mount_point.contains('\0') {
             return Err(refuse("its mount point is not one that pods share"));
+        }
+        // A container could put a link into its volume, and so lead the agent to any place in the guest.
+        if known.any(|other| path != other && (path.starts_with(other) || other.starts_with(path))) {
+            return Err(refuse("it lies in another volume, or around one"));
         }
         if storage.fs_group.is_some() {
             return Err(refuse("groups of volumes are not supported"));
@@ -306,6 +320,26 @@ mod tests {
         assert_eq!(std::fs::read_to_string(bundle.path().join("hostname")).unwrap(), "pod-1\n");
         sandbox.destroy();
         assert!(!root.path().join("sandbox").exists());
+    }
+
+    #[test]
+    fn no_volume_lies_in_another() {
+        let root = tempfile::tempdir().unwrap();
+        let mut sandbox = Sandbox::create(&request(root.path()), root.path()).unwrap();
+        let cache = root.path().join("sandbox/ephemeral/cache");
+        // What a container that has the volume could do.
+        std::os::unix::fs::symlink(root.path(), cache.join("out")).unwrap();
+        for place in ["sandbox/ephemeral/cache/out/c2", "sandbox/ephemeral/cache/inner", "sandbox/ephemeral/cache/."] {
+            let mount_point = root.path().join(place).to_str().unwrap().to_owned();
+            let storage = Storage { mount_point, ..request(root.path()).storages[0].clone() };
+            let made = sandbox.add_volumes(&[storage], root.path());
+            assert!(
+                if place.ends_with('.') { made.is_ok_and(|made| made.is_empty()) } else { made.is_err() },
+                "{place}"
+            );
+        }
+        assert!(!root.path().join("c2").exists() && !cache.join("inner").exists());
+        assert_eq!(sandbox.volumes(), [cache]);
     }
 
     #[test]

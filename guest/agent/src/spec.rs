@@ -36,16 +36,17 @@ pub(crate) fn image(request: &CreateContainerRequest, root: &Path) -> Result<Str
 
 /// Builds a container's `config.json`.
 ///
-/// `files` are those that the agent writes for the container, as pairs of destination and source.
+/// `files` are those that the agent writes for the container, as pairs of destination and source; `shared` are the
+/// pod's volumes.
 ///
 /// # Errors
 /// [`Error`] for anything the request asks for that containers of this guest don't get.
 pub(crate) fn build(
     request: &CreateContainerRequest,
     image: &PulledImage,
-    root: &Path,
     hostname: &str,
     files: &[(&str, PathBuf)],
+    shared: &[PathBuf],
 ) -> Result<Value, Error> {
     let oci = request.OCI.as_ref().ok_or(Error::Unsupported("a request without OCI specification"))?;
     refuse_unsupported(request, oci)?;
@@ -55,7 +56,7 @@ pub(crate) fn build(
         "process": process::build(oci.Process.get_or_default(), request.string_user.as_ref(), &image.process, &image.rootfs)?,
         "root": {"path": image.rootfs, "readonly": oci.Root.get_or_default().Readonly},
         "hostname": hostname,
-        "mounts": mounts::build(&oci.Mounts, root, files)?,
+        "mounts": mounts::build(&oci.Mounts, files, shared)?,
         "linux": {
             "namespaces": NAMESPACES.map(|kind| json!({"type": kind})),
             "cgroupsPath": Path::new(CGROUP_PARENT).join(&request.container_id),
@@ -227,7 +228,7 @@ mod tests {
     }
 
     fn build(request: &CreateContainerRequest) -> Result<Value, Error> {
-        super::build(request, &pulled(), Path::new("/run/kata-containers"), "pod", &[])
+        super::build(request, &pulled(), "pod", &[], &[])
     }
 
     #[test]

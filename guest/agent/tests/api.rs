@@ -234,6 +234,7 @@ async fn a_container_is_an_image_that_the_guest_pulls() {
     let create = guest.container("registry/app:1");
     let (code, text) = refusal(guest.agent.create_container(context::with_timeout(0), &create).await);
     assert_eq!(code, Code::FAILED_PRECONDITION, "{text}");
+    assert!(guest.calls().is_empty(), "no name is looked up before the sandbox has brought a resolver");
 
     for change in [
         (|r| r.storages.clear()) as fn(&mut CreateContainerRequest),
@@ -249,6 +250,9 @@ async fn a_container_is_an_image_that_the_guest_pulls() {
     }
 
     guest.agent.create_sandbox(context::with_timeout(0), &CreateSandboxRequest::new()).await.unwrap();
+    // Without a name server in it, the guest's client would ask public ones.
+    let resolver = std::fs::read_to_string(guest.folder.path().join("resolv.conf")).unwrap();
+    assert!(resolver.contains("nameserver 127.0.0.1\n"), "{resolver}");
     let mut sandbox = create.clone();
     sandbox.container_id = "sandbox".into();
     sandbox.storages[0].mount_point = guest.folder.path().join("root/sandbox/rootfs").to_str().unwrap().into();

@@ -51,7 +51,7 @@ pub enum Error {
         seconds: u64,
     },
     /// The server answered and refused.
-    #[error("{stage}: {call} answered {status} {kind}: {detail}; next: {}", stage.next())]
+    #[error("{stage}: {call} answered {status} {kind}: {detail}{}", advice(*stage, detail))]
     Refused {
         /// Where it happened.
         stage: Stage,
@@ -154,6 +154,11 @@ impl Stage {
     }
 }
 
+/// The next step, unless the server has named one: a broker of ours says how its owner gets an explanation.
+fn advice(stage: Stage, detail: &str) -> String {
+    if detail.contains("kbs-client explain") { String::new() } else { format!("; next: {}", stage.next()) }
+}
+
 impl fmt::Display for Stage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -178,6 +183,16 @@ mod tests {
                 .starts_with("attestation: POST https://kbs/x answered 401 RcarAttestFailed: no; next: look up"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn the_server_s_next_step_is_not_followed_by_another() {
+        let told = "resource policy refused; reference 17: the owner can run kbs-client explain --reference 17";
+        let Error::Refused { stage, call, status, kind, .. } = refused(Stage::Resource, 403, "PolicyDeny") else {
+            unreachable!()
+        };
+        let error = Error::Refused { stage, call, status, kind, detail: told.to_owned() };
+        assert!(error.to_string().ends_with(&format!("403 PolicyDeny: {told}")), "{error}");
     }
 
     #[test]

@@ -35,6 +35,8 @@ impl Kbs {
         let client = Client::builder()
             .tls_backend_preconfigured(tls)
             .user_agent(USER_AGENT)
+            // The environment comes from the kernel's command line, which the host writes.
+            .no_proxy()
             // A redirect would carry evidence or token to a place that the configuration doesn't name.
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(CONNECT_TIMEOUT)

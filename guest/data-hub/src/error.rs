@@ -21,7 +21,7 @@ pub enum Error {
     KeyProvider(#[from] wire::key_provider::Error),
     /// A layer whose key is with somebody else.
     #[error(
-        "layer key {kid}: its provider is {provider:?}; only kbs is supported yet; next: encrypt the image with a key of the KBS"
+        "{kid}: its provider is {provider:?}; only kbs is supported yet; next: encrypt the image with a key of the KBS"
     )]
     Provider {
         /// The key's name.
@@ -30,7 +30,7 @@ pub enum Error {
         provider: String,
     },
     /// The key encryption key could not be had.
-    #[error("layer key {kid}: {cause}")]
+    #[error("{kid}: {cause}")]
     Kek {
         /// The key's name.
         kid: String,
@@ -38,7 +38,7 @@ pub enum Error {
         cause: Box<Error>,
     },
     /// The key encryption key does not fit.
-    #[error("layer key {kid}: {cause}; next: check that this resource is the key that the image was encrypted with")]
+    #[error("{kid}: {cause}; next: check that this resource is the key that the image was encrypted with")]
     Unwrap {
         /// The key's name.
         kid: String,
@@ -48,9 +48,6 @@ pub enum Error {
     /// An image could not be pulled or released.
     #[error(transparent)]
     Image(#[from] image::Error),
-    /// The thread of a pull ended without an outcome.
-    #[error("image: the pull was given up; next: look for a panic in the guest's log")]
-    GivenUp,
     /// The accounts for registries could not be had.
     #[error("credentials for registries ({uri}): {cause}")]
     RegistryCredentials {

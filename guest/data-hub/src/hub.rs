@@ -12,7 +12,6 @@ use zeroize::Zeroizing;
 
 use crate::config::{CdhConfig, Credential};
 use crate::credentials;
-use crate::drive::drive;
 use crate::error::Error;
 use crate::secrets::Secrets;
 
@@ -21,7 +20,7 @@ pub struct DataHub {
     socket: String,
     credentials: Vec<Credential>,
     secrets: Arc<Secrets>,
-    puller: Arc<Puller>,
+    puller: Puller,
     registry_credentials: Option<ResourceUri>,
     accounts: OnceCell<()>,
 }
@@ -37,7 +36,7 @@ impl DataHub {
             Some(uri) => Some(ResourceUri::parse(uri)?),
             None => None,
         };
-        let puller = Arc::new(Puller::new(config.image, Arc::clone(&secrets) as _)?);
+        let puller = Puller::new(config.image, Arc::clone(&secrets) as _)?;
         Ok(Self {
             socket: config.socket,
             credentials: config.credentials,
@@ -74,8 +73,7 @@ impl DataHub {
         if let Some(uri) = &self.registry_credentials {
             self.accounts.get_or_try_init(|| self.sign_in(uri)).await?;
         }
-        let (puller, reference) = (Arc::clone(&self.puller), reference.to_owned());
-        Ok(drive(move || async move { puller.resolve(&reference).await }).await.ok_or(Error::GivenUp)??)
+        Ok(self.puller.resolve(reference).await?)
     }
 
     /// Pulls a resolved image and mounts its root filesystem at `rootfs` in `bundle`.
@@ -83,8 +81,7 @@ impl DataHub {
     /// # Errors
     /// [`Error::Image`].
     pub async fn pull_image(&self, image: &Resolved, bundle: &Path) -> Result<Pulled, Error> {
-        let (puller, image, bundle) = (Arc::clone(&self.puller), image.clone(), bundle.to_owned());
-        Ok(drive(move || async move { puller.pull(&image, &bundle).await }).await.ok_or(Error::GivenUp)??)
+        Ok(self.puller.pull(image, bundle).await?)
     }
 
     /// Unmounts a bundle's image and removes what no other bundle uses.

@@ -5,7 +5,6 @@
 
 mod config;
 mod credentials;
-mod drive;
 mod error;
 mod hub;
 mod secrets;

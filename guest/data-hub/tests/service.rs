@@ -84,7 +84,7 @@ async fn a_layers_key_that_can_not_be_had_says_why() {
     ] {
         let (code, text) = guest.unwrap(&packet(kid)).await.unwrap_err();
         assert_eq!(code, Code::INTERNAL);
-        assert!(text.starts_with(&format!("[CDH] [ERROR]: UnWrap Key failed: layer key {kid}: ")), "{text}");
+        assert!(text.starts_with(&format!("[CDH] [ERROR]: UnWrap Key failed: {kid}: ")), "{text}");
         assert!(text.contains(reason), "{text}");
     }
 

@@ -37,7 +37,16 @@ pub(crate) fn mount_file_systems() -> Result<(), Error> {
     attach("devpts", "/dev/pts", "devpts", MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC, "mode=0620,ptmxmode=0666")?;
     attach("tmpfs", "/dev/shm", "tmpfs", MsFlags::MS_NOSUID | MsFlags::MS_NODEV, "mode=1777")?;
     attach("cgroup2", CGROUPS, "cgroup2", plain, "")?;
-    enable_controllers()
+    enable_controllers()?;
+
+    // From here on nothing but what is mounted can be written. A container's processes start as this program, and
+    // what they reach of it through /proc is this mount, so that none of them can change it.
+    step(RESOLV_CONF, || {
+        fs::create_dir_all("/etc")?;
+        std::os::unix::fs::symlink(RESOLV_CONF, "/etc/resolv.conf")
+    })?;
+    let read_only = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
+    step("the read-only root", || mount(NONE, "/", NONE, read_only, NONE))
 }
 
 /// Ends the virtual machine. Never returns: where the kernel refuses, PID 1 has nothing left to do but to stay.
@@ -77,6 +86,10 @@ fn enable_controllers() -> Result<(), Error> {
     })
 }
 
+/// Where the guest image has this program. The path leads through the read-only root, `/proc/self/exe` does not.
+pub(crate) const PROGRAM: &str = "/init";
+/// What `/etc/resolv.conf` leads to.
+pub(crate) const RESOLV_CONF: &str = "/run/resolv.conf";
 const NONE: Option<&str> = None;
 const NEW_ROOT: &str = "/newroot";
 const CGROUPS: &str = "/sys/fs/cgroup";

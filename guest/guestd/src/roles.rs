@@ -44,9 +44,9 @@ async fn run(initdata: Option<InitData>) -> Result<(), Error> {
     let agent = Arc::new(Agent::new(AgentConfig {
         policy,
         images: Arc::new(HubImages::new(Arc::clone(&hub))),
-        helper: PathBuf::from("/proc/self/exe"),
+        helper: PathBuf::from(init::PROGRAM),
         root: PathBuf::from("/run/kata-containers"),
-        resolv_conf: Some(PathBuf::from("/etc/resolv.conf")),
+        resolv_conf: Some(PathBuf::from(init::RESOLV_CONF)),
         drivers: loaded,
         version: env!("CARGO_PKG_VERSION").to_owned(),
     })?);

@@ -23,13 +23,13 @@ pub trait LayerKeys: Send + Sync {
     async fn unwrap(&self, packet: &AnnotationPacket) -> Result<Zeroizing<Vec<u8>>, KeyError>;
 }
 
-/// Why a layer's key could not be unwrapped.
+/// Why a layer's key could not be unwrapped: the key's name, the cause and the next step.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct KeyError(String);
 
 impl KeyError {
-    /// `cause` names what failed; it must hold no secret.
+    /// `cause` names the key, what failed and what to do; it must hold no secret.
     pub fn new(cause: impl fmt::Display) -> Self {
         Self(cause.to_string())
     }
@@ -58,14 +58,15 @@ pub(crate) async fn secrets(
         let options = match keys.unwrap(&packet).await {
             Ok(options) => options,
             Err(e) => {
-                refusals.push(format!("{:?}: {e}", packet.kid()));
+                refusals.push(e.to_string());
                 continue;
             }
         };
-        let private = PrivateOptions::parse(&options).map_err(|e| failure(format!("{:?}: {e}", packet.kid())))?;
+        let private =
+            PrivateOptions::parse(&options).map_err(|e| failure(format!("{}: {e}", packet.kid().escape_debug())))?;
         return Ok(LayerSecrets { private, public });
     }
-    Err(failure(refusals.join(", ")))
+    Err(Failure::advised(Stage::Key, refusals.join("; or: ")))
 }
 
 fn packets(annotations: &HashMap<String, String>) -> Result<Vec<AnnotationPacket>, Failure> {
@@ -101,7 +102,7 @@ mod tests {
     #[async_trait]
     impl LayerKeys for OneKey {
         async fn unwrap(&self, packet: &AnnotationPacket) -> Result<Zeroizing<Vec<u8>>, KeyError> {
-            packet.unwrap(&KEK).map_err(KeyError::new)
+            packet.unwrap(&KEK).map_err(|e| KeyError::new(format!("{}: {e}; next: ask Trustee", packet.kid())))
         }
     }
 
@@ -132,11 +133,18 @@ mod tests {
     async fn a_refusal_names_the_key_and_the_cause() {
         let failure = outcome(annotations(&[[1; 32]])).await.unwrap_err();
         assert_eq!(failure.stage, Stage::Key);
-        assert!(failure.cause.contains("kbs:///default/key/k1") && failure.cause.contains("wrapped"), "{failure}");
+        let text = failure.into_advice();
+        assert!(text.starts_with("kbs:///default/key/k1: ") && text.contains("wrapped"), "{text}");
+        assert_eq!((text.matches("kbs:///").count(), text.matches("next: ").count()), (1, 1), "{text}");
 
         let mut without = annotations(&[KEK]);
         without.retain(|name, _| name == PUBLIC_OPTIONS_ANNOTATION);
-        assert!(outcome(without).await.unwrap_err().cause.contains("where the layer's key is"));
+        let text = outcome(without).await.unwrap_err().into_advice();
+        assert!(
+            text.contains("where the layer's key is")
+                && text.ends_with("; next: encrypt the image again for a key in Trustee"),
+            "{text}"
+        );
 
         let mut without = annotations(&[KEK]);
         without.remove(PUBLIC_OPTIONS_ANNOTATION);

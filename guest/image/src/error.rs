@@ -11,13 +11,15 @@ use crate::registry::RegistryError;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The `[image]` section can't be used.
-    #[error("image configuration: {cause}; change [image] in cdh.toml")]
+    #[error("image configuration: {cause}; next: change [image] in cdh.toml")]
     Config {
         /// The key and what is wrong with it.
         cause: String,
     },
     /// The image's name is not a reference.
-    #[error("image reference {reference:?} can't be used: {cause}; write it as registry/repository:tag or @digest")]
+    #[error(
+        "image reference {reference:?} can't be used: {cause}; next: write it as registry/repository:tag or @digest"
+    )]
     Reference {
         /// The name as it was given.
         reference: String,
@@ -35,7 +37,7 @@ pub enum Error {
         source: RegistryError,
     },
     /// The manifest, the index or the image configuration is not acceptable.
-    #[error("image {reference}: manifest: {cause}; rebuild or push the image again")]
+    #[error("image {reference}: manifest: {cause}; next: rebuild or push the image again")]
     Manifest {
         /// The image.
         reference: String,
@@ -43,7 +45,7 @@ pub enum Error {
         cause: String,
     },
     /// A layer could not be fetched, verified, decrypted or unpacked. What it had unpacked is removed.
-    #[error("image {reference}: layer {index} ({digest}): {stage}: {cause}; {}", stage.next_step())]
+    #[error("image {reference}: layer {index} ({digest}): {stage}: {cause}")]
     Layer {
         /// The image.
         reference: String,
@@ -53,12 +55,12 @@ pub enum Error {
         digest: String,
         /// Where it failed.
         stage: Stage,
-        /// What failed.
+        /// What failed, and the next step.
         cause: String,
     },
     /// The root filesystem can't be mounted or unmounted.
     #[error(
-        "image {reference}: root filesystem {path}: {action}: {source}; the guest needs overlayfs (Linux 6.8 or newer)"
+        "image {reference}: root filesystem {path}: {action}: {source}; next: build the guest image with a kernel that has overlayfs (Linux 6.8 or newer)"
     )]
     Mount {
         /// The image.
@@ -71,7 +73,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The work directory can't be used.
-    #[error("work directory {path}: {source}; check that it exists, is writable and has space")]
+    #[error("work directory {path}: {source}; next: check that it exists, is writable and has space")]
     WorkDir {
         /// The directory.
         path: PathBuf,
@@ -79,7 +81,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The bundle already holds an image.
-    #[error("bundle {path} already holds an image; release it first")]
+    #[error("bundle {path} already holds an image; next: release it first")]
     BundleInUse {
         /// The bundle.
         path: PathBuf,
@@ -115,7 +117,7 @@ impl Stage {
         match self {
             Self::Fetch => "check the registry and the guest's network",
             Self::Digest => "the registry or a proxy altered the blob: push the image again or pull it from another",
-            Self::Key => "check the layer's key in Trustee, its resource policy and its audit log",
+            Self::Key => "encrypt the image again for a key in Trustee",
             Self::Decrypt => "encrypt the image again with the key that Trustee serves",
             Self::Inflate | Self::DiffId => "rebuild the image",
             Self::Archive => "rebuild the image with a layer that stays inside its root",
@@ -146,11 +148,23 @@ impl fmt::Display for Stage {
 pub(crate) struct Failure {
     pub(crate) stage: Stage,
     pub(crate) cause: String,
+    /// Whether the cause names the next step itself.
+    advised: bool,
 }
 
 impl Failure {
     pub(crate) fn new(stage: Stage, cause: impl fmt::Display) -> Self {
-        Self { stage, cause: cause.to_string() }
+        Self { stage, cause: cause.to_string(), advised: false }
+    }
+
+    /// A failure whose cause comes from somebody who knows the next step and names it.
+    pub(crate) fn advised(stage: Stage, cause: impl fmt::Display) -> Self {
+        Self { advised: true, ..Self::new(stage, cause) }
+    }
+
+    /// The cause and one next step.
+    pub(crate) fn into_advice(self) -> String {
+        if self.advised { self.cause } else { format!("{}; next: {}", self.cause, self.stage.next_step()) }
     }
 
     /// Finds the failure that a reader further down put into `error`; `stage` is blamed if there is none.

@@ -73,7 +73,8 @@ impl Overlay {
         // The writable directory never outlives the guest, so nothing has to reach a disk.
         rustix::mount::fsconfig_set_flag(&filesystem, "volatile")?;
         rustix::mount::fsconfig_create(&filesystem)?;
-        rustix::mount::fsmount(&filesystem, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
+        // Whatever device nodes an image holds, none of them opens a device of the guest.
+        rustix::mount::fsmount(&filesystem, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_NODEV)
     }
 
     fn detach(&mut self) -> io::Result<()> {

@@ -178,7 +178,7 @@ impl Puller {
             index: plan.index,
             digest: plan.blob.digest().to_string(),
             stage: failure.stage,
-            cause: failure.cause,
+            cause: failure.into_advice(),
         })
     }
 
@@ -209,7 +209,7 @@ impl Puller {
         let fetch = self.registry.blob(&resolved.name, plan.blob.digest(), plan.blob.size(), sink);
         let (fetched, unpacked) = tokio::join!(fetch, work);
         // If the network failed, the pipeline only saw a short stream.
-        fetched.map_err(|e| Failure::new(Stage::Fetch, e))?;
+        fetched.map_err(|e| Failure::advised(Stage::Fetch, e))?;
         unpacked.map_err(|e| Failure::new(Stage::Unpack, e))?.0
     }
 }

@@ -7,6 +7,7 @@ mod error;
 mod tls;
 
 use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use bytes::{Bytes, BytesMut};
 use oci_spec::distribution::Reference;
 use oci_spec::image::Digest;
 use reqwest::header::{ACCEPT, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, RANGE, WWW_AUTHENTICATE};
+use reqwest::redirect::{Action, Attempt};
 use reqwest::{Client, Response, StatusCode, Url};
 use serde::Deserialize;
 use tokio::sync::mpsc;
@@ -68,7 +70,7 @@ impl Registry {
                 .no_proxy()
                 .connect_timeout(patience.connect)
                 .read_timeout(patience.stall)
-                .redirect(reqwest::redirect::Policy::limited(MAX_REDIRECTS))
+                .redirect(reqwest::redirect::Policy::custom(redirect))
                 .user_agent(concat!("cocoon/", env!("CARGO_PKG_VERSION")))
                 .build()
                 .map_err(|e| Error::Config { cause: format!("the HTTP client can't be built: {}", causes(&e)) })
@@ -221,7 +223,7 @@ impl Registry {
                 return self.accept(reference, response).await;
             }
             asked = true;
-            let fresh = self.authorize(client, reference, response.headers()).await?;
+            let fresh = self.authorize(client, reference, &response).await?;
             self.authorizations.lock().unwrap_or_else(PoisonError::into_inner).insert(scope.clone(), fresh.clone());
             authorization = Some(fresh);
         }
@@ -232,16 +234,19 @@ impl Registry {
         &self,
         client: &Client,
         reference: &Reference,
-        headers: &HeaderMap,
+        response: &Response,
     ) -> Result<Authorization, RegistryError> {
         let denied = |cause: String| RegistryError::Denied { registry: reference.registry().to_owned(), cause };
         let credentials = self.credentials.read().unwrap_or_else(PoisonError::into_inner).clone();
         let login = credentials.as_ref().and_then(|credentials| credentials.find(reference));
-        let challenges = headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());
+        let challenges = response.headers().get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());
         match Challenge::pick(challenges) {
             Some(Challenge::Bearer { realm, service }) => {
                 let mut url =
                     Url::parse(&realm).map_err(|_| denied(format!("its token service {realm:?} is not a URL")))?;
+                if is_inside(&url) && !is_inside(response.url()) {
+                    return Err(denied(format!("its token service {realm:?} would be inside the guest")));
+                }
                 url.query_pairs_mut()
                     .extend_pairs(service.map(|service| ("service", service)))
                     .append_pair("scope", &format!("repository:{}:pull", reference.repository()));
@@ -346,6 +351,23 @@ struct TokenResponse {
     access_token: Option<Zeroizing<String>>,
 }
 
+/// Follows redirects, but not into the guest: there, a secret could be read as a manifest or a token.
+fn redirect(attempt: Attempt<'_>) -> Action {
+    let inside = is_inside(attempt.url()) && !attempt.previous().first().is_some_and(is_inside);
+    match attempt.previous().len() {
+        _ if inside => attempt.error("the redirect leads into the guest"),
+        0..=MAX_REDIRECTS => attempt.follow(),
+        _ => attempt.error("there are too many redirects"),
+    }
+}
+
+/// Whether a URL's host is this machine, as far as its name tells.
+fn is_inside(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default().trim_end_matches('.');
+    let ip = host.trim_matches(['[', ']']).parse::<IpAddr>().map(|ip| ip.to_canonical());
+    host == "localhost" || host.ends_with(".localhost") || ip.is_ok_and(|ip| ip.is_loopback() || ip.is_unspecified())
+}
+
 fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
 }
@@ -374,5 +396,23 @@ mod tests {
         assert_eq!(range_start("bytes 0-0/*"), Some(0));
         assert_eq!(range_start("bytes */200"), None);
         assert_eq!(range_start("100-199"), None);
+    }
+
+    #[test]
+    fn what_is_inside_the_guest_is_known_by_its_name() {
+        for (url, inside) in [
+            ("http://127.0.0.1:8006/cdh/resource/default/key/1", true),
+            ("http://127.1/", true),
+            ("http://0.0.0.0/", true),
+            ("http://LOCALHOST./", true),
+            ("http://a.localhost/", true),
+            ("http://[::1]/", true),
+            ("http://[::ffff:127.0.0.1]/", true),
+            ("https://registry.example/", false),
+            ("https://10.0.2.2:5000/", false),
+            ("https://[fd00::1]/", false),
+        ] {
+            assert_eq!(is_inside(&Url::parse(url).unwrap()), inside, "{url}");
+        }
     }
 }

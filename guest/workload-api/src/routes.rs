@@ -1,5 +1,6 @@
 //! Routes and answers, compatible with upstream's api-server-rest.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::Router;
@@ -28,13 +29,24 @@ pub(crate) fn router(tee: Tee, resources: Arc<dyn Resources>) -> Router {
         .layer(middleware::from_fn(local))
 }
 
-/// Only the pod's own containers are served, which share the loopback interface with the guest.
+/// Only the pod's own containers are served, which share the loopback interface with the guest. And only who means
+/// this API: a client that others lead here, by a redirect or a name that stands for the loopback address, does not.
 async fn local(Extension(Peer(peer)): Extension<Peer>, request: Request, next: Next) -> Response {
-    if peer.ip().to_canonical().is_loopback() {
+    let meant = request.headers().get(header::HOST).is_none_or(|host| host.to_str().is_ok_and(is_loopback));
+    if meant && peer.ip().to_canonical().is_loopback() {
         next.run(request).await
     } else {
         (StatusCode::FORBIDDEN, "Forbidden").into_response()
     }
+}
+
+fn is_loopback(host: &str) -> bool {
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
+        _ => host,
+    };
+    name.eq_ignore_ascii_case("localhost")
+        || name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
 }
 
 async fn info(tee: Tee) -> Response {

@@ -87,6 +87,24 @@ async fn a_peer_from_elsewhere_is_refused() {
 }
 
 #[tokio::test]
+async fn a_client_that_was_led_here_is_refused() {
+    let api = Api::start(Ipv4Addr::LOCALHOST).await;
+    for (host, status) in [
+        ("127.0.0.1:8006", 200),
+        ("127.0.0.1", 200),
+        ("localhost:8006", 200),
+        ("[::1]:8006", 200),
+        ("registry.example:8006", 403),
+        ("127.0.0.1.example", 403),
+        ("10.0.2.15:8006", 403),
+        ("", 403),
+    ] {
+        let answer = ask_as(host, api.address, "GET", "/cdh/resource/default/key/1").await;
+        assert_eq!(answer.status, status, "{host}");
+    }
+}
+
+#[tokio::test]
 async fn a_head_that_is_too_long_is_refused() {
     let api = Api::start(Ipv4Addr::LOCALHOST).await;
     let answer = api.get(&format!("/{}", "x".repeat(64 << 10))).await;
@@ -147,10 +165,14 @@ struct Answer {
     body: String,
 }
 
-/// Sends the path as it is, which a client library would clean first.
 async fn ask(address: SocketAddr, method: &str, path: &str) -> Answer {
+    ask_as("127.0.0.1:8006", address, method, path).await
+}
+
+/// Sends the path as it is, which a client library would clean first.
+async fn ask_as(host: &str, address: SocketAddr, method: &str, path: &str) -> Answer {
     let mut stream = TcpStream::connect(address).await.unwrap();
-    let request = format!("{method} {path} HTTP/1.1\r\nhost: guest\r\nconnection: close\r\n\r\n");
+    let request = format!("{method} {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
     // The server may answer and close before it has read all.
     let _ = stream.write_all(request.as_bytes()).await;
     let mut answer = Vec::new();

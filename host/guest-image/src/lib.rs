@@ -102,7 +102,8 @@ pub fn build(options: &BuildOptions) -> Result<GuestImage, Error> {
 }
 
 impl GuestImage {
-    /// Opens the image in `folder` and checks every file against the manifest's sizes and digests.
+    /// Opens the image in `folder` and checks every file against the manifest's sizes and digests, in memory that does
+    /// not depend on their sizes.
     ///
     /// That guards against half-written and mixed-up files. It proves nothing to an owner, since whoever changes a file
     /// can change the manifest too: that is what attestation and the reference values are for.
@@ -118,8 +119,9 @@ impl GuestImage {
             [(VMLINUX, &manifest.vmlinux), (BZIMAGE, &manifest.bzimage), (INITRAMFS, &manifest.initramfs)]
         {
             let path = folder.join(name);
-            let found = fs::metadata(&path).map_err(files::failed("read", &path))?.len();
-            if found != artifact.size || Artifact::of(&files::read(&path, artifact.size)?) != *artifact {
+            let file = fs::File::open(&path).map_err(files::failed("read", &path))?;
+            let found = file.metadata().map_err(files::failed("read", &path))?.len();
+            if found != artifact.size || Artifact::read(file).map_err(files::failed("read", &path))? != *artifact {
                 return Err(Error::Altered { path });
             }
         }

@@ -1,6 +1,7 @@
 //! What a guest image consists of: the record beside the files, and the reference values made from it.
 
 use std::collections::BTreeMap;
+use std::io::{self, Read};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256, Sha384};
@@ -71,6 +72,24 @@ impl Manifest {
 }
 
 impl Artifact {
+    /// Of what `source` holds to its end, piece by piece.
+    pub(crate) fn read(mut source: impl Read) -> io::Result<Self> {
+        let (mut sha256, mut sha384, mut size) = (Sha256::new(), Sha384::new(), 0);
+        let mut buffer = vec![0; 64 << 10];
+        loop {
+            let length = match source.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(length) => length,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(e) => return Err(e),
+            };
+            size += length as u64;
+            sha256.update(&buffer[..length]);
+            sha384.update(&buffer[..length]);
+        }
+        Ok(Self { size, sha256: sha256.finalize().into(), sha384: sha384.finalize().into() })
+    }
+
     pub(crate) fn of(bytes: &[u8]) -> Self {
         Self { size: bytes.len() as u64, sha256: Sha256::digest(bytes).into(), sha384: Sha384::digest(bytes).into() }
     }

@@ -13,10 +13,10 @@ use crate::qmp::QmpError;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// QEMU is not installed.
-    #[error("launch: {QEMU} is not installed; install the package qemu-system-x86")]
+    #[error("launch: {QEMU} is not installed; next: install the package qemu-system-x86")]
     QemuMissing,
     /// A file of the VM's can't be found.
-    #[error("launch: {what} {path}: {source}; build or install the guest image")]
+    #[error("launch: {what} {path}: {source}; next: build or install the guest image")]
     File {
         /// Its part in the VM.
         what: &'static str,
@@ -26,16 +26,18 @@ pub enum Error {
         source: io::Error,
     },
     /// A disk's serial can't be shown to the guest as it is.
-    #[error("launch: {0:?} is no disk serial; use 1 to 20 letters, digits, '-', '_' or '.'")]
+    #[error("launch: {0:?} is no disk serial; next: use 1 to 20 letters, digits, '-', '_' or '.'")]
     DiskSerial(String),
     /// QEMU could not be started, or its output could not be captured.
-    #[error("launch: {QEMU} can't be started: {0}; check the limits on processes and open files")]
+    #[error("launch: {QEMU} can't be started: {0}; next: check the limits on processes and open files")]
     Start(#[source] io::Error),
     /// KVM was demanded and does not run guests here.
-    #[error("launch: KVM is not usable: {0}; check /dev/kvm and nested virtualisation, or use software emulation")]
+    #[error(
+        "launch: KVM is not usable: {0}; next: check /dev/kvm and nested virtualisation, or use software emulation"
+    )]
     KvmUnusable(String),
     /// The monitor's socket can't be created.
-    #[error("launch: can't listen on {path}: {source}; remove the file if it is left from another VM")]
+    #[error("launch: can't listen on {path}: {source}; next: remove the file if it is left from another VM")]
     Listen {
         /// Where.
         path: PathBuf,
@@ -43,23 +45,25 @@ pub enum Error {
         source: io::Error,
     },
     /// QEMU ended before it had built the machine.
-    #[error("launch: QEMU refused its command line ({}): {}; check the guest image, and that QEMU is 7.2 or newer", .0.status, .0.stderr_or_nothing())]
+    #[error("launch: QEMU refused its command line ({}): {}; next: check the guest image, and that QEMU is 7.2 or newer", .0.status, .0.stderr_or_nothing())]
     Refused(Box<ExitReason>),
     /// QEMU's monitor did not work.
-    #[error("launch: {0}; check that QEMU is version 7.2 or newer")]
+    #[error("launch: {0}; next: check that QEMU is version 7.2 or newer")]
     Monitor(#[source] QmpError),
     /// QEMU did not build the machine in time.
-    #[error("launch: QEMU did not build the machine within {0:?}; check the load of the host")]
+    #[error("launch: QEMU did not build the machine within {0:?}; next: check the load of the host")]
     Slow(Duration),
     /// The VM ended before the guest was ready.
-    #[error("boot: the guest did not come up: {0}; the console's last lines say more")]
+    #[error("boot: the guest did not come up: {0}; next: look at the guest's console with RUST_LOG=console=debug")]
     GuestEnded(Box<ExitReason>),
     /// The guest's kernel panicked and did not end the VM.
-    #[error("boot: the guest did not come up: kernel panic: {0}; the console's last lines say more")]
+    #[error(
+        "boot: the guest did not come up: kernel panic: {0}; next: look at the guest's console with RUST_LOG=console=debug"
+    )]
     GuestPanicked(String),
     /// The guest was not ready in time.
     #[error(
-        "boot: the guest did not come up within {after:?}, its last line was {last_line:?}; allow more time or check the guest image"
+        "boot: the guest did not come up within {after:?}, its last line was {last_line:?}; next: check the load of the host and the guest image"
     )]
     GuestSilent {
         /// How long it was waited for.

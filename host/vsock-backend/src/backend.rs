@@ -105,13 +105,15 @@ impl Drop for Backend {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A path does not fit into a unix socket address.
-    #[error("vsock: {path} is longer than a socket's path may be ({MAX_PATH} bytes); use a shorter run directory")]
+    #[error(
+        "vsock: {path} is longer than a socket's path may be ({MAX_PATH} bytes); next: use a shorter run directory"
+    )]
     PathTooLong {
         /// The path, with the longest suffix that it will get.
         path: PathBuf,
     },
     /// A socket can't be created.
-    #[error("vsock: can't listen on {path}: {source}; remove the file if it is left from another VM")]
+    #[error("vsock: can't listen on {path}: {source}; next: remove the file if it is left from another VM")]
     Listen {
         /// Where.
         path: PathBuf,
@@ -119,7 +121,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The system refused a descriptor or a thread.
-    #[error("vsock: the back end can't be set up: {0}; check the limits on open files and threads")]
+    #[error("vsock: the back end can't be set up: {0}; next: check the limits on open files and threads")]
     Setup(String),
 }
 

@@ -77,7 +77,8 @@ impl Signer {
     /// A token with the given submodules.
     ///
     /// # Errors
-    /// [`Error::Sign`] if the system gives no randomness.
+    /// [`Error::TooLarge`] for a token that would not be accepted either; [`Error::Sign`] if the system gives no
+    /// randomness.
     pub fn issue(&self, submodules: Vec<Submodule>, now: Timestamp, expiry: Timestamp) -> Result<String, Error> {
         let submods: Map<String, Value> =
             submodules.into_iter().map(|part| (part.name.clone(), part.into_json())).collect();
@@ -92,7 +93,8 @@ impl Signer {
             },
             "submods": submods,
         });
-        self.sign(&claims)
+        let token = self.sign(&claims)?;
+        if token.len() > MAX_TOKEN { Err(Error::TooLarge) } else { Ok(token) }
     }
 
     /// The claims of a token that this signer issued and that has not expired.
@@ -144,7 +146,7 @@ impl Submodule {
 /// Why a token could not be issued, or is not accepted. No variant repeats any part of a token.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("the attestation token is longer than {MAX_TOKEN} bytes")]
+    #[error("the attestation token is longer than {MAX_TOKEN} bytes: send less initdata")]
     TooLarge,
     #[error("the attestation token is not a compact JWS")]
     Form,
@@ -236,6 +238,13 @@ mod tests {
             let error = signer.verify(&changed, at(NOW)).unwrap_err().to_string();
             assert!(error.contains(expected), "{changed}: {error}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_token_that_would_not_be_accepted_is_not_issued() {
+        let signer = Signer::load(&Store::memory().await.unwrap()).await.unwrap();
+        let large = Submodule { evidence: Value::from("x".repeat(MAX_TOKEN)), ..part() };
+        assert!(matches!(signer.issue(vec![large], at(NOW), at(NOW + 300)), Err(Error::TooLarge)));
     }
 
     #[tokio::test]

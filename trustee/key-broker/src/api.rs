@@ -16,9 +16,9 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use http_body_util::Full;
 use hyper::body::Body;
-use hyper::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, SET_COOKIE};
+use hyper::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, COOKIE, SET_COOKIE};
 use hyper::http::{HeaderValue, request::Parts};
 use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 use serde::Serialize;
@@ -71,7 +71,7 @@ impl Broker {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let (Parts { method, uri, headers, .. }, body) = request.into_parts();
-        let body = read(&headers, body).await?;
+        let (body, _held) = self.bodies.read(&headers, body).await?;
         let call = Call { peer, headers, path: uri.path().to_owned(), query: uri.query().map(str::to_owned), body };
         let segments: Vec<&str> = call.path.split('/').filter(|segment| !segment.is_empty()).collect();
 
@@ -167,21 +167,4 @@ impl Reply {
     }
 }
 
-async fn read<B>(headers: &HeaderMap, body: B) -> Result<Bytes, Refusal>
-where
-    B: Body<Data = Bytes>,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
-    let announced = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
-    if announced.is_some_and(|length| length > MAX_BODY) {
-        return Err(Refusal::TooLarge(MAX_BODY));
-    }
-    match Limited::new(body, MAX_BODY).collect().await {
-        Ok(collected) => Ok(collected.to_bytes()),
-        Err(e) if e.is::<LengthLimitError>() => Err(Refusal::TooLarge(MAX_BODY)),
-        Err(e) => Err(Refusal::Body(e.to_string())),
-    }
-}
-
-const MAX_BODY: usize = 2 << 20;
 const REQUEST_TIME: Duration = Duration::from_secs(30);

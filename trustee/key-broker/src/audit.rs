@@ -26,7 +26,10 @@ pub struct AuditLog {
 
 struct State {
     file: File,
+    /// Where the whole lines end.
     length: u64,
+    /// A part of a line may lie behind them, which is to be cut off before the next line.
+    torn: bool,
     sequence: u64,
     previous: String,
     /// Where the last [`MAX_REFUSALS`] refusals lie: reference, offset and length of the line.
@@ -98,12 +101,15 @@ impl AuditLog {
 
     /// Appends a line. It is in the system's hands when this returns: it survives the process, not a power failure.
     ///
+    /// What comes from outside is cut, so that a line always has less than [`MAX_LINE`] bytes.
+    ///
     /// # Errors
-    /// [`Error::Io`]; then nothing of the line is left.
+    /// [`Error::Io`]; then the line does not count, and what there is of it is cut off before the next one.
     pub(crate) fn record(&self, peer: IpAddr, mut event: Event) -> Result<(), Error> {
         if let Event::Refusal(record) = &mut event {
             record.claims.truncate(MAX_CLAIMS);
             record.claims.iter_mut().for_each(shorten);
+            cut(&mut record.cause, MAX_VALUE);
         }
         let reference = match &event {
             Event::Refusal(record) => Some(record.reference.clone()),
@@ -116,12 +122,10 @@ impl AuditLog {
         let mut text = serde_json::to_vec(&line).map_err(|e| failed(e.into()))?;
         let hash = hash(&text);
         text.push(b'\n');
-        if let Err(e) = state.file.write_all(&text) {
-            let length = state.length;
-            // A full disk may have taken a part of the line; the chain must go on behind whole ones.
-            let _ = state.file.set_len(length);
-            return Err(failed(e));
+        if text.len() as u64 >= MAX_LINE {
+            return Err(failed(io::Error::other("the line is too long")));
         }
+        state.append(&text).map_err(failed)?;
         let offset = state.length;
         state.length += text.len() as u64;
         state.sequence += 1;
@@ -155,8 +159,14 @@ impl AuditLog {
 impl State {
     fn read(file: File, path: &Path) -> Result<Self, Error> {
         let failed = |source| Error::Io { path: path.to_owned(), source };
-        let mut state =
-            Self { file, length: 0, sequence: 0, previous: "0".repeat(HASH_DIGITS), refusals: VecDeque::new() };
+        let mut state = Self {
+            file,
+            length: 0,
+            torn: false,
+            sequence: 0,
+            previous: "0".repeat(HASH_DIGITS),
+            refusals: VecDeque::new(),
+        };
         let mut reader = BufReader::new(state.file.try_clone().map_err(failed)?);
         reader.seek(SeekFrom::Start(0)).map_err(failed)?;
         let mut text = Vec::new();
@@ -167,6 +177,10 @@ impl State {
                 return Ok(state);
             }
             if text.pop() != Some(b'\n') {
+                // Only a crash leaves a part of a line, and only at the end: nothing else is ever cut off.
+                if length as u64 == MAX_LINE {
+                    return Err(Error::Broken { path: path.to_owned(), line: state.sequence + 1 });
+                }
                 tracing::warn!(path = %path.display(), offset = state.length, "cutting off an unfinished audit line");
                 state.file.set_len(state.length).map_err(failed)?;
                 return Ok(state);
@@ -183,6 +197,16 @@ impl State {
         }
     }
 
+    /// Writes a line behind the whole ones. A full disk may take a part of it, and even refuse to give that back.
+    fn append(&mut self, line: &[u8]) -> io::Result<()> {
+        if self.torn {
+            self.file.set_len(self.length)?;
+        }
+        let written = self.file.write_all(line);
+        self.torn = written.is_err() && self.file.set_len(self.length).is_err();
+        written
+    }
+
     fn remember(&mut self, reference: String, offset: u64, length: usize) {
         if self.refusals.len() == MAX_REFUSALS {
             self.refusals.pop_front();
@@ -195,24 +219,35 @@ impl State {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(
-        "{}: line {line} does not continue the chain: someone changed the log; keep the file as evidence, and move it \
-         away to start a new one", path.display()
+        "{}: line {line} does not continue the chain: someone changed the log; next: keep the file as \
+         evidence, and move it away to start a new one", path.display()
     )]
     Broken { path: PathBuf, line: u64 },
-    #[error("{}: another process writes it; give each Trustee a log of its own", .0.display())]
+    #[error("{}: another process writes it; next: give each Trustee a log of its own", .0.display())]
     Busy(PathBuf),
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {source}; next: check the path, its permissions and the free space", path.display())]
     Io { path: PathBuf, source: io::Error },
 }
 
 /// Cuts long values, so that a line stays readable and bounded.
 fn shorten(difference: &mut Difference) {
+    cut(&mut difference.claim, MAX_NAME);
+    if let Some(name) = &mut difference.reference_value {
+        cut(name, MAX_NAME);
+    }
     for value in [&mut difference.actual, &mut difference.expected] {
-        let text = value.to_string();
+        let mut text = value.to_string();
         if text.len() > MAX_VALUE {
-            let start: String = text.chars().take(MAX_VALUE / 4).collect();
-            *value = Value::from(format!("{start}… ({} bytes)", text.len()));
+            cut(&mut text, MAX_VALUE);
+            *value = Value::from(text);
         }
+    }
+}
+
+fn cut(text: &mut String, limit: usize) {
+    if text.len() > limit {
+        let start: String = text.chars().take(limit / 4).collect();
+        *text = format!("{start}… ({} bytes)", text.len());
     }
 }
 
@@ -225,6 +260,7 @@ pub const MAX_REFUSALS: usize = 10_000;
 const HASH_DIGITS: usize = 64;
 const MAX_CLAIMS: usize = 32;
 const MAX_VALUE: usize = 2048;
+const MAX_NAME: usize = 512;
 const MAX_LINE: u64 = 1 << 20;
 
 #[cfg(test)]
@@ -295,6 +331,77 @@ mod tests {
             std::fs::write(&path, changed).unwrap();
             assert!(matches!(log(&directory), Err(Error::Broken { line, .. }) if line == broken));
         }
+    }
+
+    #[test]
+    fn nothing_that_a_guest_sends_makes_a_line_that_a_restart_would_not_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let first = log(&directory).unwrap();
+        let long = "\u{1}".repeat(2 << 20);
+        let claims = vec![
+            Difference {
+                reference_value: Some(long.clone()),
+                ..Difference::new(long.clone(), Value::from(long.clone()), Value::from(long.clone()))
+            };
+            99
+        ];
+        let (reference, stage) = ("0001".to_owned(), "attestation".to_owned());
+        first
+            .record(
+                PEER,
+                Event::Refusal(RefusalRecord { reference, stage, resource: None, token: None, cause: long, claims }),
+            )
+            .unwrap();
+        first.record(PEER, release()).unwrap();
+        drop(first);
+
+        assert!(log(&directory).unwrap().refusal("0001").unwrap().is_some());
+        let text = std::fs::read_to_string(directory.path().join("audit.jsonl")).unwrap();
+        assert_eq!(text.lines().count(), 2);
+        assert!((text.len() as u64) < MAX_LINE);
+    }
+
+    #[test]
+    fn a_line_that_is_too_long_is_no_reason_to_cut_off_what_follows() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("audit.jsonl");
+        let mut text = vec![b' '; MAX_LINE as usize + 9];
+        text.extend_from_slice(b"\nmore\n");
+        std::fs::write(&path, &text).unwrap();
+        assert!(matches!(log(&directory), Err(Error::Broken { line: 1, .. })));
+        assert_eq!(std::fs::read(&path).unwrap(), text);
+    }
+
+    #[test]
+    fn a_part_of_a_line_that_could_not_be_taken_back_is_cut_off_before_the_next() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("audit.jsonl");
+        let first = log(&directory).unwrap();
+        first.record(PEER, release()).unwrap();
+        {
+            let mut state = first.state.lock().unwrap();
+            state.file.write_all(b"{\"seq\":1,").unwrap();
+            state.torn = true;
+        }
+        first.record(PEER, release()).unwrap();
+        drop(first);
+        assert!(log(&directory).is_ok());
+        assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 2);
+    }
+
+    #[test]
+    fn lines_of_many_threads_make_one_chain() {
+        let directory = tempfile::tempdir().unwrap();
+        let first = log(&directory).unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| (0..50).for_each(|_| first.record(PEER, refusal("0001")).unwrap()));
+            }
+        });
+        drop(first);
+        let text = std::fs::read_to_string(directory.path().join("audit.jsonl")).unwrap();
+        assert_eq!(text.lines().count(), 400);
+        assert!(log(&directory).is_ok());
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub mod server;
 
 mod administration;
 mod api;
+mod bodies;
 mod handshake;
 mod refusal;
 mod resource;
@@ -30,6 +31,7 @@ use store::clock::Clock;
 
 use admin::Admin;
 use audit::AuditLog;
+use bodies::Bodies;
 use resource_policy::ResourcePolicy;
 use session::Sessions;
 use tokens::Tokens;
@@ -45,6 +47,7 @@ pub struct Broker {
     tokens: Tokens,
     admin: Admin,
     audit: AuditLog,
+    bodies: Bodies,
 }
 
 /// How a broker is set up.
@@ -93,7 +96,19 @@ impl Broker {
         let resource_policy = ResourcePolicy::load(store.clone()).await?;
         let sessions = Sessions::new(store.clone(), clock.clone(), tls);
         let tokens = Tokens::default();
-        Ok(Self { store, clock, attestation, reference_values, resource_policy, sessions, tokens, admin, audit })
+        let bodies = Bodies::default();
+        Ok(Self {
+            store,
+            clock,
+            attestation,
+            reference_values,
+            resource_policy,
+            sessions,
+            tokens,
+            admin,
+            audit,
+            bodies,
+        })
     }
 }
 

@@ -16,6 +16,8 @@ pub(crate) enum Refusal {
     Plugin(String),
     #[error("the request body is larger than {0} bytes")]
     TooLarge(usize),
+    #[error("too many requests at once: try again later")]
+    Busy,
     #[error("the request took too long to arrive or to answer: try again")]
     Slow,
     #[error("the request body can't be read: {0}")]
@@ -62,7 +64,7 @@ pub(crate) enum Refusal {
     Seal(wire::jwe::Error),
     #[error("the store does not answer: try again later")]
     Store(#[from] store::Error),
-    #[error("the audit log can't be written, and nothing is done without it: try again later")]
+    #[error("the audit log can't be written, and no secret is released without it: try again later")]
     Audit(#[from] audit::Error),
 }
 
@@ -77,6 +79,7 @@ impl Refusal {
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Slow => StatusCode::REQUEST_TIMEOUT,
+            Self::Busy => StatusCode::SERVICE_UNAVAILABLE,
             Self::Body(_) | Self::Version(_) | Self::TeeKey(_) | Self::ResourceName(_) => StatusCode::BAD_REQUEST,
             Self::NoSession | Self::Nonce | Self::NoToken | Self::Token(_) => StatusCode::UNAUTHORIZED,
             Self::Session(session::Error::Store(_)) => StatusCode::SERVICE_UNAVAILABLE,
@@ -89,6 +92,7 @@ impl Refusal {
                 A::AdditionalEvidence | A::PolicyId(_) | A::TooManyPolicies(_) => StatusCode::BAD_REQUEST,
                 A::Policy(_) if matches!(self, Self::AttestationPolicy(_)) => StatusCode::BAD_REQUEST,
                 A::Evidence(_) => StatusCode::FORBIDDEN,
+                A::Token(attestation::token::Error::TooLarge) => StatusCode::PAYLOAD_TOO_LARGE,
                 A::PolicyStore(_) => StatusCode::SERVICE_UNAVAILABLE,
                 _ => StatusCode::INTERNAL_SERVER_ERROR,
             },
@@ -111,7 +115,7 @@ impl Refusal {
         match self {
             Self::Path | Self::Method => "InvalidRequestPath",
             Self::Plugin(_) => "PluginNotFound",
-            Self::TooLarge(_) | Self::Slow => "HTTPFailed",
+            Self::TooLarge(_) | Self::Slow | Self::Busy => "HTTPFailed",
             Self::Body(_) => "SerdeError",
             Self::Version(_) | Self::Tee(_) => "RcarAuthFailed",
             Self::NoSession | Self::Session(_) | Self::Nonce | Self::TeeKey(_) | Self::Attestation { .. } => {

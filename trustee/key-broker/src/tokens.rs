@@ -11,14 +11,17 @@ use wire::jwe::TeePublicKey;
 
 use crate::refusal::Refusal;
 
-/// Verified tokens by the hash of their text, in two generations of at most [`GENERATION`]: when the younger is
-/// full it becomes the older, and the older is forgotten.
+/// Verified tokens by the hash of their text, in two generations of at most [`GENERATION`] tokens and
+/// [`GENERATION_BYTES`] of their texts: when the younger is full it becomes the older, and the older is forgotten.
+///
+/// A guest chooses how long its token is, since the token repeats its initdata: so the number alone bounds nothing.
 #[derive(Default)]
 pub(crate) struct Tokens(Mutex<Generations>);
 
 #[derive(Default)]
 struct Generations {
     young: HashMap<[u8; 32], Arc<VerifiedToken>>,
+    young_bytes: usize,
     old: HashMap<[u8; 32], Arc<VerifiedToken>>,
 }
 
@@ -60,7 +63,7 @@ impl Tokens {
         let expiry = Timestamp::from_unix(claims["exp"].as_u64().unwrap_or(0));
         let verified = VerifiedToken { claims: claims.into(), key, id: hex::encode(&hash[..8]), expiry };
         let verified = Arc::new(verified);
-        self.insert(hash, verified.clone());
+        self.insert(hash, token.len(), verified.clone());
         Ok(verified)
     }
 
@@ -69,11 +72,13 @@ impl Tokens {
         generations.young.get(hash).or_else(|| generations.old.get(hash)).cloned()
     }
 
-    fn insert(&self, hash: [u8; 32], verified: Arc<VerifiedToken>) {
+    fn insert(&self, hash: [u8; 32], bytes: usize, verified: Arc<VerifiedToken>) {
         let mut generations = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if generations.young.len() >= GENERATION {
+        if generations.young.len() >= GENERATION || generations.young_bytes + bytes > GENERATION_BYTES {
             generations.old = std::mem::take(&mut generations.young);
+            generations.young_bytes = 0;
         }
+        generations.young_bytes += bytes;
         generations.young.insert(hash, verified);
     }
 }
@@ -91,3 +96,32 @@ fn hash(token: &str) -> [u8; 32] {
 
 const TEE_KEY: &str = "/submods/cpu0/ear.veraison.annotated-evidence/runtime_data_claims/tee-pubkey";
 const GENERATION: usize = 512;
+/// Claims take some ten times the memory of their text.
+const GENERATION_BYTES: usize = 4 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn verified(number: u32) -> ([u8; 32], Arc<VerifiedToken>) {
+        let key = wire::jwe::TeeKey::generate().unwrap().public_jwk().unwrap();
+        let key = TeePublicKey::from_jwk(&key).unwrap();
+        let (claims, expiry) = (Value::Null.into(), Timestamp::from_unix(1));
+        let token = Arc::new(VerifiedToken { claims, key, id: String::new(), expiry });
+        (hash(&number.to_string()), token)
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded_in_number_and_in_bytes() {
+        for (bytes, most) in [(1, 2 * GENERATION), (GENERATION_BYTES / 2, 4), (2 * GENERATION_BYTES, 2)] {
+            let tokens = Tokens::default();
+            for number in 0..1_200 {
+                let (hash, token) = verified(number);
+                tokens.insert(hash, bytes, token);
+                assert!(tokens.get(&hash).is_some());
+            }
+            let generations = tokens.0.lock().unwrap();
+            assert!(generations.young.len() + generations.old.len() <= most, "{bytes}");
+        }
+    }
+}

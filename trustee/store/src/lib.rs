@@ -93,13 +93,16 @@ impl Store {
     /// # Errors
     /// [`Error::TooLarge`], [`Error::Unavailable`].
     pub async fn put(&self, namespace: Namespace, key: &Key, value: &[u8]) -> Result<u64, Error> {
-        let (version,): (i64,) = sqlx::query_as(UPSERT)
+        // All rows and not one: the statement is committed when it has come to its end, and only then is it known
+        // whether a full disk took the value.
+        let versions: Vec<(i64,)> = sqlx::query_as(UPSERT)
             .bind(namespace.as_str())
             .bind(key.as_str())
             .bind(self.sealing.id())
             .bind(self.sealed(namespace, key, value)?)
-            .fetch_one(&self.writer)
+            .fetch_all(&self.writer)
             .await?;
+        let (version,) = versions.first().ok_or(sqlx::Error::RowNotFound)?;
         Ok(version.cast_unsigned())
     }
 
@@ -241,19 +244,19 @@ pub enum Error {
     Key(String),
     #[error("the value has {size} bytes, the store holds at most {MAX_VALUE} in one")]
     TooLarge { size: usize },
-    #[error("{namespace}/{key} was changed by someone else: read it again")]
+    #[error("{namespace}/{key} was changed by someone else; next: read it again")]
     Conflict { namespace: &'static str, key: Key },
-    #[error("{namespace}/{key} does not open under the master key: restore the database from a backup")]
+    #[error("{namespace}/{key} does not open under the master key; next: restore the database from a backup")]
     Damaged { namespace: &'static str, key: Key },
-    #[error("values were sealed with master key {sealed_with}, but {given} was given: restore master.key")]
+    #[error("values were sealed with master key {sealed_with}, but {given} was given; next: restore master.key")]
     OtherKey { sealed_with: String, given: String },
-    #[error("the database has layout {found}, this release knows {LAYOUT}: use the later release")]
+    #[error("the database has layout {found}, this release knows {LAYOUT}; next: use the later release")]
     Newer { found: i64 },
-    #[error("directory {}: {source}", path.display())]
+    #[error("directory {}: {source}; next: check the path and its permissions", path.display())]
     Directory { path: PathBuf, source: std::io::Error },
     #[error(transparent)]
     MasterKey(#[from] seal::Error),
-    #[error("the database does not answer: {0}")]
+    #[error("the database does not answer: {0}; next: check its folder's space and permissions, and who else uses it")]
     Unavailable(#[from] sqlx::Error),
 }
 

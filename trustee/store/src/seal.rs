@@ -118,11 +118,11 @@ pub enum Error {
     Random,
     #[error("not sealed with this key, or changed since")]
     NotSealed,
-    #[error("key file {}: {source}", path.display())]
+    #[error("key file {}: {source}; next: check its permissions", path.display())]
     File { path: PathBuf, source: io::Error },
-    #[error("key file {} can be read by others: chmod 600 it", .0.display())]
+    #[error("key file {} can be read by others; next: chmod 600 it", .0.display())]
     Exposed(PathBuf),
-    #[error("key file {} does not hold {} hexadecimal digits: restore it from a backup", .0.display(), 2 * KEY_LEN)]
+    #[error("key file {} does not hold {} hexadecimal digits; next: restore it from a backup", .0.display(), 2 * KEY_LEN)]
     Encoding(PathBuf),
 }
 

@@ -59,16 +59,19 @@ pub(crate) fn issue(directory: &Path, hours: u64, role: &str, subject: &str) -> 
 fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let draft = path.with_extension(format!("draft-{}", std::process::id()));
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
-    file.write_all(content)?;
-    std::fs::rename(&draft, path)
+    let written = file.write_all(content).and_then(|()| std::fs::rename(&draft, path));
+    if written.is_err() {
+        let _ = std::fs::remove_file(&draft);
+    }
+    written
 }
 
 /// Why no token was issued.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("administrator's token: {}: {source}", path.display())]
+    #[error("administrator's token: {}: {source}; next: give --directory a folder that trustee setup made, and that you may write", path.display())]
     File { path: PathBuf, source: io::Error },
-    #[error("administrator's token: {} is no Ed25519 key: run trustee setup in a new directory", .0.display())]
+    #[error("administrator's token: {} is no Ed25519 key; next: run trustee setup in a new directory", .0.display())]
     Key(PathBuf),
 }
 

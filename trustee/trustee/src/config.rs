@@ -101,7 +101,7 @@ impl Config {
     pub fn read(path: &Path) -> Result<Self, Error> {
         let text = std::fs::read_to_string(path).map_err(|source| Error::File { path: path.to_owned(), source })?;
         let config: Self =
-            toml::from_str(&text).map_err(|e| Error::Content { path: path.to_owned(), reason: e.to_string() })?;
+            toml::from_str(&text).map_err(|e| Error::Content { path: path.to_owned(), reason: reason(&text, &e) })?;
         config.check().map_err(|reason| Error::Content { path: path.to_owned(), reason: reason.to_owned() })?;
         Ok(config)
     }
@@ -131,10 +131,19 @@ impl Config {
 /// Why a configuration can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("configuration {}: {source}", path.display())]
+    #[error("configuration: {} can't be read: {source}; next: give --config the file that trustee setup wrote", path.display())]
     File { path: PathBuf, source: io::Error },
-    #[error("configuration {}: {reason}", path.display())]
+    #[error("configuration: {}: {reason}; next: correct it there", path.display())]
     Content { path: PathBuf, reason: String },
+}
+
+/// In one line, where TOML's own text has a picture.
+fn reason(text: &str, error: &toml::de::Error) -> String {
+    let line = error.span().and_then(|span| text.get(..span.start)).map(|before| before.matches('\n').count() + 1);
+    match line {
+        Some(line) => format!("line {line}: {}", error.message()),
+        None => error.message().to_owned(),
+    }
 }
 
 fn default_sockets() -> Vec<String> {
@@ -174,7 +183,7 @@ mod tests {
             (format!("{SMALL}[admin]\nauthorization_mode = \"InsecureAllowAll\"\n"), "unknown variant"),
         ] {
             let error = read(&text).unwrap_err();
-            assert!(error.contains(expected), "{error}");
+            assert!(error.contains(expected) && error.contains("; next: ") && !error.contains('\n'), "{error}");
         }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use key_broker::admin::{Admin, Authenticated};
-use key_broker::server::{self, Identity};
+use key_broker::server::{self, Identity, Tls};
 use key_broker::{Broker, Settings};
 use tokio::signal::unix::{SignalKind, signal};
 use zeroize::Zeroizing;
@@ -32,13 +32,15 @@ async fn serve(config: Config) -> Result<(), Error> {
     let mut terminated = signal(SignalKind::terminate()).map_err(Error::Runtime)?;
     let mut interrupted = signal(SignalKind::interrupt()).map_err(Error::Runtime)?;
 
-    let identity = identity(&config)?;
-    let scheme = if identity.is_some() { "https" } else { "http" };
+    // What can be wrong without a trace comes first: a start that fails then leaves no file behind.
+    let tls = identity(&config)?.map(|identity| Tls::new(&identity)).transpose()?;
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let settings = settings(&config, tls.is_some())?;
     let mut listeners = Vec::new();
     for socket in &config.http_server.sockets {
         listeners.push(server::bind(socket).await.map_err(Error::Listen)?);
     }
-    let broker = Arc::new(Broker::open(settings(&config, identity.is_some())?).await?);
+    let broker = Arc::new(Broker::open(settings).await?);
     if config.attestation.sample_verifier {
         tracing::warn!("the sample verifier is on: anyone can make the evidence it accepts");
     }
@@ -51,7 +53,7 @@ async fn serve(config: Config) -> Result<(), Error> {
         tokio::select! { _ = terminated.recv() => {}, _ = interrupted.recv() => {} }
         tracing::info!("stopping");
     };
-    server::serve(broker.clone(), listeners, identity, stop).await?;
+    server::serve(broker.clone(), listeners, tls, stop).await;
     broker.close().await;
     Ok(())
 }
@@ -92,13 +94,15 @@ fn read(path: &Path) -> Result<Vec<u8>, Error> {
 pub enum Error {
     #[error(transparent)]
     Config(#[from] config::Error),
-    #[error("{}: {source}", path.display())]
+    #[error("start: {} can't be read: {source}; next: check the path in the configuration", path.display())]
     File { path: PathBuf, source: io::Error },
-    #[error("the asynchronous runtime can't start: {0}")]
+    #[error("start: the system gives no threads or signals: {0}; next: check the limits on processes")]
     Runtime(io::Error),
-    #[error("can't listen on {0}")]
+    #[error(
+        "start: can't listen on {0}; next: choose another address under [http_server] sockets, or end what uses it"
+    )]
     Listen(io::Error),
-    #[error("[admin]: {0}")]
+    #[error("configuration: [admin]: {0}; next: correct [admin] in the configuration")]
     Admin(#[from] key_broker::admin::Error),
     #[error(transparent)]
     Broker(#[from] key_broker::Error),

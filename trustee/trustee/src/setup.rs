@@ -2,6 +2,7 @@
 
 use std::fs::{DirBuilder, OpenOptions};
 use std::io::{self, Write as _};
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -40,23 +41,32 @@ pub struct Arguments {
 /// Sets a directory up and says what to do with it.
 ///
 /// # Errors
-/// [`Error`]; then the directory may hold a part of the setup.
+/// [`Error`]; then nothing of the setup is left.
 pub fn run(arguments: &Arguments) -> Result<(), Error> {
+    if !is_address(&arguments.listen) {
+        return Err(Error::Listen(arguments.listen.clone()));
+    }
+    if let Some(name) = arguments.names.iter().find(|name| !is_name(name)) {
+        return Err(Error::Name(name.clone()));
+    }
     let wanted = &arguments.directory;
     let failed = |source| Error::File { path: wanted.clone(), source };
+    let is_new = !wanted.exists();
     DirBuilder::new().recursive(true).mode(0o700).create(wanted).map_err(failed)?;
     let directory = wanted.canonicalize().map_err(failed)?;
-    if directory.join(CONFIG).exists() {
-        return Err(Error::Exists(directory));
+
+    let mut files = Files { directory: directory.clone(), written: Vec::new() };
+    let done = files.write_all(arguments);
+    if done.is_err() {
+        files.remove();
+        if is_new {
+            // Fails if somebody put something there meanwhile, which is then theirs.
+            let _ = std::fs::remove_dir(&directory);
+        }
     }
+    let token = done?;
 
-    write_certificates(&directory, &arguments.names)?;
-    write_admin_key(&directory)?;
-    let token = admin_token::issue(&directory, arguments.admin_token_hours, ROLE, "owner")?;
-    let config = directory.join(CONFIG);
-    write(&config, configuration(&directory, arguments)?.as_bytes(), PUBLIC)?;
-
-    println!("Serve with:       trustee serve --config {}", config.display());
+    println!("Serve with:       trustee serve --config {}", directory.join(CONFIG).display());
     println!("Clients trust:    {}", directory.join("ca.pem").display());
     println!(
         "Administer with:  kbs-client --url https://{} --cert-file {} config --admin-token-file {} …",
@@ -70,48 +80,101 @@ pub fn run(arguments: &Arguments) -> Result<(), Error> {
 /// Why a directory could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("setup: {}: {source}", path.display())]
+    #[error("setup: {}: {source}; next: choose a directory that you may write, and that holds no such file", path.display())]
     File { path: PathBuf, source: io::Error },
-    #[error("setup: {} is set up already: remove it, or choose another directory", .0.display())]
+    #[error("setup: {} is set up already; next: remove it, or choose another directory", .0.display())]
     Exists(PathBuf),
-    #[error("setup: certificate: {0}")]
+    #[error("setup: --listen {0:?} is no address; next: write it as IP:PORT or NAME:PORT")]
+    Listen(String),
+    #[error("setup: --san {0:?} is neither a name nor an address; next: write it without scheme and port")]
+    Name(String),
+    #[error("setup: certificate: {0}; next: check the names given with --san")]
     Certificate(#[from] rcgen::Error),
-    #[error("setup: the configuration can't be written as TOML: {0}")]
+    #[error("setup: the configuration can't be written as TOML: {0}; next: choose a directory with a name in UTF-8")]
     Configuration(#[from] toml::ser::Error),
     #[error(transparent)]
     Token(#[from] admin_token::Error),
 }
 
-/// A certificate authority of its own for each Trustee: its key is kept to renew the certificate, and signs nothing
-/// else.
-fn write_certificates(directory: &Path, names: &[String]) -> Result<(), Error> {
-    let mut authority = CertificateParams::default();
-    authority.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    authority.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    authority.distinguished_name.push(DnType::CommonName, "Trustee certificate authority");
-    validity(&mut authority, 10);
-    let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?)?;
-
-    let always = ["localhost", "127.0.0.1", "::1"].map(str::to_owned);
-    let mut leaf = CertificateParams::new([always.as_slice(), names].concat())?;
-    leaf.distinguished_name.push(DnType::CommonName, "Trustee");
-    leaf.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-    leaf.use_authority_key_identifier_extension = true;
-    validity(&mut leaf, 2);
-    let leaf_key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-    let leaf = leaf.signed_by(&leaf_key, &authority)?;
-
-    write(&directory.join("ca.pem"), authority.pem().as_bytes(), PUBLIC)?;
-    write(&directory.join("ca.key"), &secret(authority.key().serialize_pem()), PRIVATE)?;
-    write(&directory.join("tls.pem"), leaf.pem().as_bytes(), PUBLIC)?;
-    write(&directory.join("tls.key"), &secret(leaf_key.serialize_pem()), PRIVATE)
+/// The files of a setup, remembered so that a setup that fails takes its own away, and nothing else.
+struct Files {
+    directory: PathBuf,
+    written: Vec<PathBuf>,
 }
 
-fn write_admin_key(directory: &Path) -> Result<(), Error> {
-    let key = KeyPair::generate_for(&PKCS_ED25519)?;
-    write(&directory.join(admin_token::KEY), &secret(key.serialize_pem()), PRIVATE)?;
-    write(&directory.join("admin.pub"), key.public_key_pem().as_bytes(), PUBLIC)
+impl Files {
+    fn write_all(&mut self, arguments: &Arguments) -> Result<PathBuf, Error> {
+        if self.directory.join(CONFIG).exists() {
+            return Err(Error::Exists(self.directory.clone()));
+        }
+        self.certificates(&arguments.names)?;
+        self.admin_key()?;
+        let hours = arguments.admin_token_hours;
+        let token = admin_token::issue(&self.directory, hours, ROLE, "owner")?;
+        self.written.push(token.clone());
+        self.write(CONFIG, configuration(&self.directory, arguments)?.as_bytes(), PUBLIC)?;
+        Ok(token)
+    }
+
+    /// A certificate authority of its own for each Trustee: its key is kept to renew the certificate, and signs
+    /// nothing else.
+    fn certificates(&mut self, names: &[String]) -> Result<(), Error> {
+        let mut authority = CertificateParams::default();
+        authority.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        authority.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        authority.distinguished_name.push(DnType::CommonName, "Trustee certificate authority");
+        validity(&mut authority, 10);
+        let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?)?;
+
+        let always = ["localhost", "127.0.0.1", "::1"].map(str::to_owned);
+        let mut leaf = CertificateParams::new([always.as_slice(), names].concat())?;
+        leaf.distinguished_name.push(DnType::CommonName, "Trustee");
+        leaf.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        leaf.use_authority_key_identifier_extension = true;
+        validity(&mut leaf, 2);
+        let leaf_key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        let leaf = leaf.signed_by(&leaf_key, &authority)?;
+
+        self.write("ca.pem", authority.pem().as_bytes(), PUBLIC)?;
+        self.write("ca.key", &secret(authority.key().serialize_pem()), PRIVATE)?;
+        self.write("tls.pem", leaf.pem().as_bytes(), PUBLIC)?;
+        self.write("tls.key", &secret(leaf_key.serialize_pem()), PRIVATE)
+    }
+
+    fn admin_key(&mut self) -> Result<(), Error> {
+        let key = KeyPair::generate_for(&PKCS_ED25519)?;
+        self.write(admin_token::KEY, &secret(key.serialize_pem()), PRIVATE)?;
+        self.write("admin.pub", key.public_key_pem().as_bytes(), PUBLIC)
+    }
+
+    fn write(&mut self, name: &str, content: &[u8], mode: u32) -> Result<(), Error> {
+        let path = self.directory.join(name);
+        let failed = |source| Error::File { path: path.clone(), source };
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&path).map_err(failed)?;
+        self.written.push(path.clone());
+        file.write_all(content).map_err(failed)
+    }
+
+    fn remove(&self) {
+        for path in &self.written {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// Whether a server can be told to listen there; a name is looked up when it does.
+fn is_address(listen: &str) -> bool {
+    let port = |port: &str| port.parse::<u16>().is_ok();
+    listen.parse::<SocketAddr>().is_ok() || listen.rsplit_once(':').is_some_and(|(name, p)| is_name(name) && port(p))
+}
+
+fn is_name(name: &str) -> bool {
+    let label = |label: &str| {
+        let plain = label.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'));
+        (1..=63).contains(&label.len()) && plain
+    };
+    name.parse::<IpAddr>().is_ok() || name.strip_prefix("*.").unwrap_or(name).split('.').all(label)
 }
 
 fn configuration(directory: &Path, arguments: &Arguments) -> Result<String, Error> {
@@ -152,12 +215,60 @@ fn secret(text: String) -> Zeroizing<Vec<u8>> {
     Zeroizing::new(text.into_bytes())
 }
 
-fn write(path: &Path, content: &[u8], mode: u32) -> Result<(), Error> {
-    let open = OpenOptions::new().write(true).create_new(true).mode(mode).open(path);
-    open.and_then(|mut file| file.write_all(content)).map_err(|source| Error::File { path: path.to_owned(), source })
-}
-
 const CONFIG: &str = "trustee.toml";
 const ROLE: &str = "admin";
 const PRIVATE: u32 = 0o600;
 const PUBLIC: u32 = 0o644;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arguments(directory: &Path) -> Arguments {
+        Arguments {
+            directory: directory.to_owned(),
+            names: Vec::new(),
+            sample_verifier: false,
+            listen: "127.0.0.1:0".to_owned(),
+            admin_token_hours: 1,
+        }
+    }
+
+    #[test]
+    fn a_setup_that_fails_leaves_nothing_of_its_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let wanted = folder.path().join("trustee");
+        for (listen, name) in [("nonsense", "a"), ("127.0.0.1:99999", "a"), ("a:0", "bad name!"), ("a:0", "")] {
+            let bad = Arguments { listen: listen.to_owned(), names: vec![name.to_owned()], ..arguments(&wanted) };
+            assert!(run(&bad).unwrap_err().to_string().contains("; next: "));
+            assert!(!wanted.exists());
+        }
+
+        std::fs::create_dir(&wanted).unwrap();
+        for taken in ["tls.key", "admin.pub"] {
+            std::fs::write(wanted.join(taken), "theirs").unwrap();
+            assert!(run(&arguments(&wanted)).is_err());
+            let left: Vec<_> = std::fs::read_dir(&wanted).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+            assert_eq!(left, [taken]);
+            std::fs::remove_file(wanted.join(taken)).unwrap();
+        }
+        run(&arguments(&wanted)).unwrap();
+        assert!(run(&arguments(&wanted)).is_err());
+        assert!(wanted.join(CONFIG).exists(), "the first setup is untouched");
+    }
+
+    #[test]
+    fn names_and_addresses_are_told_from_nonsense() {
+        for good in ["127.0.0.1:0", "[::1]:8080", "localhost:1", "0.0.0.0:65535"] {
+            assert!(is_address(good), "{good}");
+        }
+        for bad in ["", ":1", "a", "a:", "a:65536", "https://a:1", "::1", "a b:1"] {
+            assert!(!is_address(bad), "{bad}");
+        }
+        for (name, good) in
+            [("::1", true), ("*.a.b", true), ("a_b", true), ("a..b", false), ("a:1", false), ("ä", false)]
+        {
+            assert_eq!(is_name(name), good, "{name}");
+        }
+    }
+}

@@ -35,12 +35,19 @@ impl Trustee {
 
     /// Starts it and waits until it says that it listens.
     fn start(directory: &Path) -> Self {
-        let mut process = Command::new(env!("CARGO_BIN_EXE_trustee"))
-            .args(["serve", "--config"])
-            .arg(directory.join("trustee.toml"))
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        Self::spawn(directory, Command::new(env!("CARGO_BIN_EXE_trustee")))
+    }
+
+    /// The same where no file can grow beyond some 100 KiB, as on a full disk.
+    fn start_on_a_full_disk(directory: &Path) -> Self {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "trap '' XFSZ; ulimit -f 200; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_trustee")]);
+        Self::spawn(directory, shell)
+    }
+
+    fn spawn(directory: &Path, mut command: Command) -> Self {
+        let command = command.args(["serve", "--config"]).arg(directory.join("trustee.toml"));
+        let mut process = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let url = line.trim().strip_prefix("listening on ").expect("the trustee did not start").to_owned();
@@ -225,4 +232,23 @@ fn a_directory_is_set_up_once_and_gets_new_tokens() {
         .unwrap();
     assert!(issued.status.success());
     assert_ne!(std::fs::read(&token).unwrap(), before);
+}
+
+#[tokio::test]
+async fn on_a_full_disk_a_write_fails_aloud_and_nothing_is_broken() {
+    let directory = tempfile::tempdir().unwrap();
+    Trustee::setup(directory.path(), &["--sample-verifier"]);
+    let trustee = Trustee::start_on_a_full_disk(directory.path());
+    let (status, _) = trustee.administer(Method::POST, "resource/default/key/1", vec![7; 1 << 20]).await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "the resource was not written");
+    trustee.stop();
+
+    let trustee = Trustee::start(directory.path());
+    assert_eq!(trustee.administer(Method::DELETE, "resource/default/key/1", "").await.0, StatusCode::NOT_FOUND);
+    assert_eq!(trustee.administer(Method::POST, "resource/default/key/1", vec![7; 1 << 20]).await.0, StatusCode::OK);
+    assert_eq!(trustee.administer(Method::DELETE, "resource/default/key/1", "").await.0, StatusCode::OK);
+    // More than is taken: the answer comes all the same.
+    let (status, refusal) = trustee.administer(Method::POST, "resource/default/key/1", vec![7; 3 << 20]).await;
+    assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE, "{refusal}");
+    trustee.stop();
 }

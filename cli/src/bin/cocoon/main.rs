@@ -44,27 +44,35 @@ enum Image {
     Encrypt(encrypt::Arguments),
 }
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     // Standard output belongs to the container.
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn")))
         .init();
-    let outcome = match Arguments::parse().command {
-        Command::Run(arguments) => run::run(arguments).await,
-        Command::Exec(arguments) => exec::exec(arguments).await,
-        Command::Image(Image::Encrypt(arguments)) => encrypt::encrypt(arguments),
-        Command::Initdata(command) => initdata::initdata(command),
-        Command::GuestImage(command) => guest_image::guest_image(command),
-    };
-    match outcome {
+    match execute(Arguments::parse().command) {
         Ok(status) => status,
         Err(error) => {
             eprintln!("cocoon: {error}");
             ExitCode::FAILURE
         }
     }
+}
+
+fn execute(command: Command) -> Outcome {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let outcome = runtime.block_on(async {
+        match command {
+            Command::Run(arguments) => run::run(arguments).await,
+            Command::Exec(arguments) => exec::exec(arguments).await,
+            Command::Image(Image::Encrypt(arguments)) => encrypt::encrypt(arguments),
+            Command::Initdata(command) => initdata::initdata(command),
+            Command::GuestImage(command) => guest_image::guest_image(command),
+        }
+    });
+    // A read of standard input can't be taken back, and is not to be waited for.
+    runtime.shutdown_background();
+    outcome
 }
 
 /// What ends a command: the text is one paragraph with stage, cause and next step.

@@ -32,7 +32,7 @@ pub struct Arguments {
     #[arg(long, value_enum, default_value_t = Acceleration::Auto)]
     acceleration: Acceleration,
     /// Add NAME=VALUE to the container's environment; the guest's policy decides about it.
-    #[arg(long, value_name = "NAME=VALUE")]
+    #[arg(long, value_name = "NAME=VALUE", value_parser = variable)]
     env: Vec<String>,
     /// Print when the pod reached what to standard error at its end.
     #[arg(long)]
@@ -53,9 +53,31 @@ enum Acceleration {
 
 /// Runs the pod; the exit status is the container's.
 pub async fn run(arguments: Arguments) -> Outcome {
+    // Before anything else, so that there is no moment at which a signal ends us without cleaning up.
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let timeline = arguments.timeline;
+    let mut sandbox = None;
+    let outcome = tokio::select! {
+        outcome = boot_and_run(arguments, &mut sandbox) => outcome,
+        _ = interrupt.recv() => Ok(ExitCode::from(SIGNALLED + 2)),
+        _ = terminate.recv() => Ok(ExitCode::from(SIGNALLED + 15)),
+    };
+    // A sandbox that is still booting was dropped with the future above, which ends it just as well.
+    if let Some(sandbox) = sandbox {
+        let events = sandbox.timeline().clone();
+        sandbox.stop().await;
+        if timeline {
+            eprintln!("{events}");
+        }
+    }
+    outcome
+}
+
+async fn boot_and_run(arguments: Arguments, running: &mut Option<Sandbox>) -> Outcome {
     let name = SandboxName::parse(&arguments.name)?;
     let initdata = arguments.initdata.as_deref().map(initdata::read).transpose()?;
-    let guest = GuestImage::open(&arguments.guest_image)?;
+    // Takes a moment, since it reads all of the image.
+    let guest = tokio::task::spawn_blocking(move || GuestImage::open(&arguments.guest_image)).await??;
     let config = SandboxConfig {
         name,
         guest: GuestFiles {
@@ -74,33 +96,17 @@ pub async fn run(arguments: Arguments) -> Outcome {
     };
     let container = ContainerConfig { image: arguments.image, args: arguments.command, env: arguments.env };
 
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    let mut sandbox = None;
-    let outcome = tokio::select! {
-        outcome = boot_and_run(config, &container, &mut sandbox) => outcome,
-        _ = interrupt.recv() => Ok(ExitCode::from(SIGNALLED + 2)),
-        _ = terminate.recv() => Ok(ExitCode::from(SIGNALLED + 15)),
-    };
-    // A sandbox that is still booting was dropped with the future above, which ends it just as well.
-    if let Some(sandbox) = sandbox {
-        let timeline = sandbox.timeline().clone();
-        sandbox.stop().await;
-        if arguments.timeline {
-            eprintln!("{timeline}");
-        }
-    }
-    outcome
-}
-
-async fn boot_and_run(config: SandboxConfig, container: &ContainerConfig, running: &mut Option<Sandbox>) -> Outcome {
     let sandbox = running.insert(Sandbox::start(config).await?);
     tokio::select! {
-        outcome = run_container(sandbox, container) => outcome,
+        outcome = run_container(sandbox, &container) => match outcome {
+            Ok(status) => Ok(status),
+            Err(error) => Err(sandbox.cause_of(error).await.into()),
+        },
         reason = sandbox.vm().exited() => Err(sandbox::Error::Exited(reason).into()),
     }
 }
 
-async fn run_container(sandbox: &Sandbox, config: &ContainerConfig) -> Outcome {
+async fn run_container(sandbox: &Sandbox, config: &ContainerConfig) -> Result<ExitCode, sandbox::Error> {
     let container = Container::create(sandbox.agent(), MAIN, config, sandbox.timeline()).await?;
     container.start().await?;
     let (stdout, stderr, status) = tokio::join!(
@@ -113,6 +119,13 @@ async fn run_container(sandbox: &Sandbox, config: &ContainerConfig) -> Outcome {
     let status = status?;
     container.remove().await?;
     Ok(ExitCode::from(u8::try_from(status).unwrap_or(u8::MAX)))
+}
+
+fn variable(text: &str) -> Result<String, &'static str> {
+    match text.split_once('=') {
+        Some((name, _)) if !name.is_empty() => Ok(text.to_owned()),
+        _ => Err("next: write it as NAME=VALUE"),
+    }
 }
 
 /// The container's id in its guest.

@@ -26,9 +26,16 @@ pub enum Command {
 
 /// Checks the chain and prints the number of lines and the hash of the last.
 pub fn verify(path: &Path) -> Outcome {
-    let file = File::open(path).map_err(|e| format!("can't read {}: {e}", path.display()))?;
+    let file = File::open(path).and_then(|file| match file.metadata()?.is_dir() {
+        true => Err(std::io::ErrorKind::IsADirectory.into()),
+        false => Ok(file),
+    });
+    let file = file.map_err(|e| format!("audit log {} can't be read: {e}; next: check the path", path.display()))?;
     let chain = check(BufReader::new(file)).map_err(|reason| {
-        format!("audit log {}: {reason}; keep the file as evidence, and trust no line from there on", path.display())
+        format!(
+            "audit log {}: {reason}; next: keep the file as evidence, and trust no line from there on",
+            path.display()
+        )
     })?;
     println!("{} lines, unbroken; hash of the last line {}", chain.lines, chain.last);
     Ok(())

@@ -124,8 +124,12 @@ pub async fn run(trustee: &Trustee, command: Command) -> Outcome {
         }
         Command::SetSampleReferenceValue { name, value, as_integer, as_bool, as_single_value } => {
             let value = match (as_integer, as_bool) {
-                (true, _) => Value::from(value.parse::<i64>().map_err(|e| format!("--as-integer: {value}: {e}"))?),
-                (_, true) => Value::from(value.parse::<bool>().map_err(|e| format!("--as-bool: {value}: {e}"))?),
+                (true, _) => Value::from(
+                    value.parse::<i64>().map_err(|e| format!("--as-integer {value:?}: {e}; next: give an integer"))?,
+                ),
+                (_, true) => Value::from(
+                    value.parse::<bool>().map_err(|e| format!("--as-bool {value:?}: {e}; next: give true or false"))?,
+                ),
                 _ => Value::from(value),
             };
             let message = message(&name, if as_single_value { value } else { json!([value]) });

@@ -24,10 +24,11 @@ pub struct Arguments {
 /// Prints the record of a refusal.
 pub async fn run(trustee: &Trustee, reference: &str) -> Outcome {
     if !reference.bytes().all(|b| b.is_ascii_alphanumeric()) {
-        return Err("--reference takes the letters and digits that the guest was given".into());
+        return Err("--reference is not one; next: give the letters and digits that the guest was told".into());
     }
     let answer = trustee.call(Method::GET, &format!("explain/{reference}"), Vec::new()).await?;
-    let refusal: Refusal = serde_json::from_slice(&answer)?;
+    let refusal: Refusal = serde_json::from_slice(&answer)
+        .map_err(|e| format!("the answer is no explanation: {e}; next: check that --url is that of a Trustee"))?;
     print!("{}", refusal.to_text());
     Ok(())
 }

@@ -54,11 +54,19 @@ fn agent(
 ) -> Result<AttestationAgent, Box<dyn std::error::Error>> {
     let mut config = AaConfig::from_kbc_params(&format!("cc_kbc::{url}"))?;
     if let (Some(kbs), Some(path)) = (&mut config.token_configs.kbs, cert_file) {
-        kbs.cert = Some(String::from_utf8(read(path)?)?);
+        kbs.cert = Some(text(path)?);
     }
-    let initdata = match arguments.initdata.or(arguments.init_data) {
-        Some(path) => Some(InitData::parse(String::from_utf8(read(&path)?)?)?),
-        None => None,
-    };
+    let initdata =
+        match arguments.initdata.or(arguments.init_data) {
+            Some(path) => Some(InitData::parse(text(&path)?).map_err(|e| {
+                format!("initdata {}: {e}; next: build it with \"cocoon initdata build\"", path.display())
+            })?),
+            None => None,
+        };
     Ok(AttestationAgent::new(config, Attester::detect(Path::new("/"))?, initdata)?)
+}
+
+fn text(path: &Path) -> Result<String, String> {
+    let not_text = |_| format!("{} is not text; next: check that it is the right file", path.display());
+    String::from_utf8(read(path)?).map_err(not_text)
 }

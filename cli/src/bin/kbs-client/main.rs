@@ -84,5 +84,6 @@ type Outcome = Result<(), Box<dyn std::error::Error>>;
 
 /// A file that an option names.
 fn read(path: &Path) -> Result<Vec<u8>, String> {
-    std::fs::read(path).map_err(|e| format!("can't read {}: {e}", path.display()))
+    std::fs::read(path)
+        .map_err(|e| format!("{} can't be read: {e}; next: check the path and its permissions", path.display()))
 }

@@ -20,15 +20,23 @@ impl Trustee {
     /// # Errors
     /// [`Error::File`], [`Error::Client`]. Nothing is connected yet.
     pub fn new(url: &str, cert_file: Option<&Path>, token_file: Option<&Path>) -> Result<Self, Error> {
+        let parsed = reqwest::Url::parse(url).map_err(|e| Error::Url { url: url.to_owned(), cause: e.to_string() })?;
+        if !matches!(parsed.scheme(), "http" | "https") || !parsed.has_host() {
+            return Err(Error::Url { url: url.to_owned(), cause: "it is not one of http or https".to_owned() });
+        }
         let mut builder = Client::builder().timeout(TIMEOUT).redirect(reqwest::redirect::Policy::none());
         if let Some(path) = cert_file {
-            let certificates = Certificate::from_pem_bundle(&read(path)?).map_err(|e| Error::Client(chain(&e)))?;
+            let unusable = |cause: String| Error::Certificates { path: path.to_owned(), cause };
+            let certificates = Certificate::from_pem_bundle(&read(path)?).map_err(|e| unusable(chain(&e)))?;
+            if certificates.is_empty() {
+                return Err(unusable("no certificate in it".to_owned()));
+            }
             builder = builder.tls_certs_only(certificates);
         }
         let client = builder.build().map_err(|e| Error::Client(chain(&e)))?;
         let fallback = std::env::home_dir().map(|home| home.join(".trustee/admin-token")).filter(|path| path.exists());
         let token = match token_file.map(Path::to_owned).or(fallback) {
-            Some(path) => Some(Zeroizing::new(String::from_utf8_lossy(&read(&path)?).trim().to_owned())),
+            Some(path) => Some(token(&path)?),
             None => None,
         };
         Ok(Self { url: url.trim_end_matches('/').to_owned(), client, token })
@@ -53,7 +61,11 @@ impl Trustee {
         }
         let detail = match serde_json::from_slice::<ErrorInformation>(&body) {
             Ok(information) => format!("{}: {}", information.variant(), information.detail),
-            Err(_) => String::from_utf8_lossy(&body).chars().take(500).collect(),
+            Err(_) => {
+                let text = String::from_utf8_lossy(&body);
+                let words: Vec<&str> = text.split_whitespace().collect();
+                words.join(" ").chars().take(500).collect()
+            }
         };
         Err(Error::Refused { url, status: status.as_u16(), detail })
     }
@@ -62,14 +74,49 @@ impl Trustee {
 /// Why a Trustee did not do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("can't read {}: {source}", path.display())]
+    #[error("{} can't be read: {source}; next: check the path and its permissions", path.display())]
     File { path: PathBuf, source: std::io::Error },
-    #[error("--url or --cert-file can't be used: {0}")]
+    #[error("--url {url:?} can't be used: {cause}; next: write it as https://HOST:PORT")]
+    Url { url: String, cause: String },
+    #[error("--cert-file {} can't be used: {cause}; next: give certificates in PEM, such as ca.pem of trustee setup", path.display())]
+    Certificates { path: PathBuf, cause: String },
+    #[error("--admin-token-file {} holds no token; next: issue one with trustee admin-token", .0.display())]
+    Token(PathBuf),
+    #[error("the system's certificates can't be used: {0}; next: give --cert-file")]
     Client(String),
-    #[error("{url} can't be reached: {cause}; check --url, and --cert-file for the certificates to trust")]
+    #[error("{url} can't be reached: {cause}; next: {}", advice(.url, .cause))]
     Unreachable { url: String, cause: String },
-    #[error("{url} answered {status}: {detail}")]
+    #[error("{url} answered {status}: {detail}; next: {}", next(*.status))]
     Refused { url: String, status: u16, detail: String },
+}
+
+fn advice(url: &str, cause: &str) -> &'static str {
+    match (url.starts_with("http:"), cause.contains("certificate")) {
+        (true, _) => "check --url; where Trustee serves TLS, as it does unless told otherwise, it begins with https://",
+        (_, true) => "give --cert-file the ca.pem of this Trustee's setup, and --url a name that its certificate has",
+        _ => "check --url, and that Trustee runs and serves TLS there",
+    }
+}
+
+fn next(status: u16) -> &'static str {
+    match status {
+        400 | 413 => "correct what was sent",
+        401 => "give a valid token with --admin-token-file; trustee admin-token issues one",
+        403 => "give the token of this Trustee's setup; [admin] in its configuration says whose it takes",
+        404 | 405 => "check the name, and that --url is that of a Trustee",
+        _ => "look at Trustee's log",
+    }
+}
+
+/// What can stand in a header: a token is one line of visible characters.
+fn token(path: &Path) -> Result<Zeroizing<String>, Error> {
+    let bytes = Zeroizing::new(read(path)?);
+    match bytes.trim_ascii() {
+        token if !token.is_empty() && token.iter().all(u8::is_ascii_graphic) => {
+            Ok(Zeroizing::new(token.iter().copied().map(char::from).collect()))
+        }
+        _ => Err(Error::Token(path.to_owned())),
+    }
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Error> {

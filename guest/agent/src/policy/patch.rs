@@ -23,6 +23,10 @@ impl Operation {
         for operation in operations {
             operation.apply(&mut changed)?;
         }
+        // Each request could wrap the state once more; a value too deep can't even be dropped.
+        if depth(&changed) > MAX_DEPTH {
+            return Err(format!("the state would be nested more than {MAX_DEPTH} deep"));
+        }
         *document = changed;
         Ok(())
     }
@@ -74,6 +78,14 @@ impl Operation {
                 path
             }
         }
+    }
+}
+
+fn depth(value: &Value) -> usize {
+    match value {
+        Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or_default(),
+        Value::Object(members) => 1 + members.values().map(depth).max().unwrap_or_default(),
+        _ => 0,
     }
 }
 

@@ -226,3 +226,65 @@ fn without_a_policy_no_container_can_be_created() {
         assert_eq!(policy.decide(request, input.clone()).is_ok(), allowed, "{request} {input}");
     }
 }
+
+#[test]
+fn no_policy_ends_the_stack() {
+    let chain = |n: usize, step: &dyn Fn(usize) -> String, end: &str| {
+        (0..n).map(step).collect::<String>() + &format!("{end}\nExecProcessRequest if x0 == x0\n")
+    };
+    let links = " + 1".repeat(400);
+    for (text, refused) in [
+        // Functions that call themselves, in all ways to say so.
+        ("f(x) := f(x + 1)\nExecProcessRequest if f(1)".to_owned(), true),
+        ("f(x) := g(x)\ng(x) := y if { y := f(x) }\nExecProcessRequest if f(1)".to_owned(), true),
+        ("f(x) if { data.agent_policy.f(x) }\nExecProcessRequest if f(1)".to_owned(), true),
+        ("f(x) if { data.agent_policy[\"f\"](x) }\nExecProcessRequest if f(1)".to_owned(), true),
+        ("f(x) if { data[\"agent_policy\"].f(x) }\nExecProcessRequest if f(1)".to_owned(), true),
+        ("import data.agent_policy.f as g\nf(x) if { g(x) }\nExecProcessRequest if f(1)".to_owned(), true),
+        ("f(x) if { g(x) with g as f }\ng(x) if { x }\nExecProcessRequest if f(1)".to_owned(), true),
+        ("f(x) if { x == 1 } else := f (x)\nExecProcessRequest if f(2)".to_owned(), true),
+        ("f(x) if { r }\nr if f(1)\nExecProcessRequest if f(2)".to_owned(), true),
+        ("ExecProcessRequest if data.agent_policy[input.name]".to_owned(), true),
+        // Long ways that end: as long as they may be, and longer.
+        (chain(2_000, &|i| format!("x{i} := x{}\n", i + 1), "x2000 := 1"), false),
+        (chain(100_000, &|i| format!("x{i} := x{}\n", i + 1), "x100000 := 1"), true),
+        (chain(70, &|i| format!("x{i} := x{}{links}\n", i + 1), "x70 := 1"), false),
+        (chain(1_000, &|i| format!("x{i} := x{}{links}\n", i + 1), "x1000 := 1"), true),
+        (chain(100, &|i| format!("x{i} := [x{}]\n", i + 1), "x100 := 1"), false),
+        (format!("ExecProcessRequest if {{ {} }}", "some x in [1]\n".repeat(60_000)), true),
+        (format!("ExecProcessRequest if 1{}", " == 1".repeat(100_000)), true),
+        (format!("ExecProcessRequest if {}1", "-".repeat(100_000)), true),
+        (format!("ExecProcessRequest if input{}", ".a".repeat(100_000)), true),
+    ] {
+        let parsed = Policy::parse(&format!("package agent_policy\n{text}"));
+        let start: String = text.chars().take(120).collect();
+        assert_eq!(parsed.is_err(), refused, "{start}: {:?}", parsed.err());
+        if let Ok(policy) = parsed {
+            policy.decide("ExecProcessRequest", json!({})).unwrap();
+        }
+    }
+}
+
+#[test]
+fn no_builtin_reserves_what_a_policy_asks_for() {
+    for rules in [
+        "ExecProcessRequest if count(numbers.range(1, 1000000000000000)) > 0",
+        "ExecProcessRequest if count(numbers.range(1, 100001)) > 0",
+        "ExecProcessRequest if count(numbers.range_step(1, 1000000000000, 1)) > 0",
+        "ExecProcessRequest if count(numbers.range_step(1, 9, 0)) > 0",
+        "ExecProcessRequest if bits.lsh(1, 100000000000) == 0",
+    ] {
+        assert!(decide(rules, json!({})).is_err(), "{rules}");
+    }
+    decide("ExecProcessRequest if numbers.range(3, 1) == [3, 2, 1]", json!({})).unwrap();
+}
+
+#[test]
+fn a_state_that_grows_deeper_with_each_request_stops() {
+    let wrapping = "package agent_policy
+        before := object.get(data.pstate, \"n\", 0)
+        ExecProcessRequest := {\"allowed\": true, \"ops\": [{\"op\": \"add\", \"path\": \"/pstate/n\", \"value\": {\"n\": before}}]}";
+    let policy = Policy::parse(wrapping).unwrap();
+    let allowed = (0..100).take_while(|_| policy.decide("ExecProcessRequest", json!({})).is_ok()).count();
+    assert!((10..40).contains(&allowed), "{allowed}");
+}

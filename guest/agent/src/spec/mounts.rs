@@ -9,12 +9,17 @@ use super::Error;
 
 /// A container's mounts, in the order in which they are made.
 ///
-/// `root` is the agent's folder: a bind mount must have its source in one of [`SHARED`] below it. `files` are the
-/// files that the agent writes for the container, as pairs of destination and source.
+/// `files` are the files that the agent writes for the container, as pairs of destination and source. `shared` are the
+/// pod's volumes: a bind mount of the host's asking has one of them as its source, and as a whole, since what is in
+/// a volume can be changed by containers between a check and the mount.
 ///
 /// # Errors
 /// [`Error::Mount`] for a mount that is neither known nor harmless.
-pub(super) fn build(requested: &[oci::Mount], root: &Path, files: &[(&str, PathBuf)]) -> Result<Vec<Value>, Error> {
+pub(super) fn build(
+    requested: &[oci::Mount],
+    files: &[(&str, PathBuf)],
+    shared: &[PathBuf],
+) -> Result<Vec<Value>, Error> {
     let mut mounts: Vec<Value> = SYSTEM
         .iter()
         .map(|(destination, kind, source, options)| {
@@ -32,14 +37,16 @@ pub(super) fn build(requested: &[oci::Mount], root: &Path, files: &[(&str, PathB
         let is_bind = mount.options.iter().any(|option| matches!(option.as_str(), "bind" | "rbind"));
 
         if is_bind && (shared_memory || !known) {
-            let source = source(root, &mount.source).ok_or_else(|| refuse("its source is not one that pods share"))?;
+            let source = Path::new(&mount.source);
+            let source = shared.iter().find(|volume| *volume == source);
+            let source = source.ok_or_else(|| refuse("its source is not a volume of the pod"))?;
             if !shared_memory && SYSTEM_FOLDERS.iter().any(|folder| destination.starts_with(folder)) {
                 return Err(refuse("nothing of the host's asking is mounted over system folders"));
             }
             mounts.retain(|made| !shared_memory || made["destination"] != "/dev/shm");
             let options =
                 bind_options(&mount.options).ok_or_else(|| refuse("it has an option that is not supported"))?;
-            mounts.push(bind(&mount.destination, &source, &options));
+            mounts.push(bind(&mount.destination, source, &options));
         } else if known {
             // The system's file systems are always mounted our way, whatever options the host would like.
         } else if mount.type_ == "tmpfs" {
@@ -71,14 +78,6 @@ fn plain(path: &str) -> Option<PathBuf> {
         && Path::new(path).components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)))
         && !path.split('/').any(|part| part == ".");
     plain.then(|| Path::new(path).components().collect())
-}
-
-/// The real path of a folder or file that containers of the pod may share.
-fn source(root: &Path, path: &str) -> Option<PathBuf> {
-    let path = plain(path)?;
-    let shared = |path: &Path, root: &Path| SHARED.iter().any(|folder| path.starts_with(root.join(folder)));
-    let real = path.canonicalize().ok()?;
-    (shared(&path, root) && shared(&real, &root.canonicalize().ok()?)).then_some(real)
 }
 
 fn bind_options(options: &[String]) -> Option<Vec<String>> {
@@ -122,8 +121,6 @@ const SYSTEM: [(&str, &str, &str, &[&str]); 7] = [
     ("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]),
 ];
 const SYSTEM_FOLDERS: [&str; 3] = ["/proc", "/dev", "/sys"];
-/// Folders below the agent's own that containers of the pod may share.
-const SHARED: [&str; 3] = ["sandbox/shm", "sandbox/ephemeral", "shared/containers"];
 const FILE_OPTIONS: [&str; 4] = ["rbind", "nosuid", "nodev", "noexec"];
 const MAX_PATH: usize = 4096;
 
@@ -147,13 +144,12 @@ mod tests {
 
     #[test]
     fn the_system_s_mounts_are_ours_whatever_is_asked() {
-        let root = tempfile::tempdir().unwrap();
         let asked = [
             mount("/proc", "proc", "proc", &["rw"]),
             mount("/sys", "sysfs", "sysfs", &["rw"]),
             mount("/etc/hosts", "bind", "/etc/shadow", &["bind"]),
         ];
-        let mounts = build(&asked, root.path(), &[("/etc/hosts", "/b/hosts".into())]).unwrap();
+        let mounts = build(&asked, &[("/etc/hosts", "/b/hosts".into())], &[]).unwrap();
         assert_eq!(at(&mounts, "/sys")[0]["options"], json!(["nosuid", "noexec", "nodev", "ro"]));
         assert_eq!(at(&mounts, "/etc/hosts").len(), 1);
         assert_eq!(at(&mounts, "/etc/hosts")[0]["source"], "/b/hosts");
@@ -161,16 +157,13 @@ mod tests {
 
     #[test]
     fn what_the_pod_shares_may_be_mounted() {
-        let root = tempfile::tempdir().unwrap();
-        let shared = root.path().join("sandbox/ephemeral/cache");
-        std::fs::create_dir_all(&shared).unwrap();
-        std::fs::create_dir_all(root.path().join("sandbox/shm")).unwrap();
+        let shared = ["/root/sandbox/ephemeral/cache".into(), "/root/sandbox/shm".into()];
         let asked = [
-            mount("/cache", "bind", shared.to_str().unwrap(), &["rbind", "ro"]),
-            mount("/dev/shm", "bind", root.path().join("sandbox/shm").to_str().unwrap(), &["rbind"]),
+            mount("/cache", "bind", "/root/sandbox/ephemeral/cache", &["rbind", "ro"]),
+            mount("/dev/shm", "bind", "/root/sandbox/shm", &["rbind"]),
             mount("/tmp", "tmpfs", "tmpfs", &["size=64m", "mode=1777"]),
         ];
-        let mounts = build(&asked, root.path(), &[]).unwrap();
+        let mounts = build(&asked, &[], &shared).unwrap();
         assert_eq!(at(&mounts, "/cache")[0]["options"], json!(["rbind", "ro", "nosuid", "nodev"]));
         assert_eq!(at(&mounts, "/dev/shm").len(), 1);
         assert_eq!(at(&mounts, "/dev/shm")[0]["type"], "bind");
@@ -179,22 +172,18 @@ mod tests {
 
     #[test]
     fn mounts_that_could_change_what_runs_are_refused() {
-        let root = tempfile::tempdir().unwrap();
-        let shared = root.path().join("sandbox/ephemeral");
-        std::fs::create_dir_all(&shared).unwrap();
-        std::fs::create_dir_all(root.path().join("c2/rootfs")).unwrap();
-        std::os::unix::fs::symlink("/etc", shared.join("out")).unwrap();
-        let inside = |path: &str| root.path().join(path).to_str().unwrap().to_owned();
+        let volume = "/root/sandbox/ephemeral/cache";
         for asked in [
             mount("/x", "bind", "/etc", &["bind"]),
-            mount("/x", "bind", &inside("c2/rootfs"), &["bind"]),
-            mount("/x", "bind", &inside("sandbox/ephemeral/out"), &["bind"]),
-            mount("/x", "bind", &inside("sandbox/ephemeral/../../c2"), &["bind"]),
-            mount("/x", "bind", &inside("sandbox/ephemeral/none"), &["bind"]),
-            mount("/x", "bind", &inside("sandbox/ephemeral"), &["bind", "dev"]),
-            mount("/proc/1", "bind", &inside("sandbox/ephemeral"), &["bind"]),
+            mount("/x", "bind", "/root/c2/rootfs", &["bind"]),
+            mount("/x", "bind", "/root/sandbox/ephemeral", &["bind"]),
+            // What is inside a volume is up to the containers that have it: a link to /etc, say.
+            mount("/x", "bind", &format!("{volume}/out"), &["bind"]),
+            mount("/x", "bind", &format!("{volume}/../../../c2"), &["bind"]),
+            mount("/x", "bind", volume, &["bind", "dev"]),
+            mount("/proc/1", "bind", volume, &["bind"]),
             mount("/x", "ext4", "/dev/vda", &[]),
-            mount("/x", "bind", &inside("sandbox/ephemeral"), &[]),
+            mount("/x", "bind", volume, &[]),
             mount("/", "tmpfs", "tmpfs", &[]),
             mount("/sys/x", "tmpfs", "tmpfs", &[]),
             mount("/x", "tmpfs", "tmpfs", &["suid"]),
@@ -205,7 +194,7 @@ mod tests {
             mount("", "tmpfs", "tmpfs", &[]),
         ] {
             assert!(
-                matches!(build(std::slice::from_ref(&asked), root.path(), &[]), Err(Error::Mount { .. })),
+                matches!(build(std::slice::from_ref(&asked), &[], &[volume.into()]), Err(Error::Mount { .. })),
                 "{asked:?}"
             );
         }

@@ -7,7 +7,7 @@ use std::error::Error as StdError;
 pub enum RegistryError {
     /// No connection, or no trusted one.
     #[error(
-        "registry {registry} can't be reached: {cause}; check its name, the guest's network, and \
+        "registry {registry} can't be reached: {cause}; next: check its name, the guest's network, and \
          extra_root_certificates if its certificate is a private one"
     )]
     Unreachable {
@@ -18,7 +18,7 @@ pub enum RegistryError {
     },
     /// The connection went silent.
     #[error(
-        "registry {registry} sent nothing for {seconds} seconds; check the guest's network and the registry's load"
+        "registry {registry} sent nothing for {seconds} seconds; next: check the guest's network and the registry's load"
     )]
     Stalled {
         /// Host and port.
@@ -27,7 +27,7 @@ pub enum RegistryError {
         seconds: f32,
     },
     /// The connection broke, or the registry failed.
-    #[error("registry {registry} failed: {cause}; try again, or check the registry's log")]
+    #[error("registry {registry} failed: {cause}; next: try again, or check the registry's log")]
     Broken {
         /// Host and port.
         registry: String,
@@ -35,7 +35,7 @@ pub enum RegistryError {
         cause: String,
     },
     /// The registry wants other credentials.
-    #[error("registry {registry} denies access: {cause}; check authenticated_registry_credentials_uri")]
+    #[error("registry {registry} denies access: {cause}; next: check authenticated_registry_credentials_uri")]
     Denied {
         /// Host and port.
         registry: String,
@@ -43,7 +43,7 @@ pub enum RegistryError {
         cause: String,
     },
     /// The registry does not have it.
-    #[error("registry {registry} does not have {path}; check the image's name and that it was pushed")]
+    #[error("registry {registry} does not have {path}; next: check the image's name and that it was pushed")]
     NotFound {
         /// Host and port.
         registry: String,
@@ -51,7 +51,7 @@ pub enum RegistryError {
         path: String,
     },
     /// The registry refuses the request.
-    #[error("registry {registry} refuses the request: {cause}; check the image's name")]
+    #[error("registry {registry} refuses the request: {cause}; next: check the image's name")]
     Refused {
         /// Host and port.
         registry: String,
@@ -59,7 +59,9 @@ pub enum RegistryError {
         cause: String,
     },
     /// The registry sends more than was announced or is acceptable.
-    #[error("registry {registry} sends more than {limit} bytes; push the image again or pull it from another registry")]
+    #[error(
+        "registry {registry} sends more than {limit} bytes; next: push the image again or pull it from another registry"
+    )]
     TooLong {
         /// Host and port.
         registry: String,
@@ -67,13 +69,13 @@ pub enum RegistryError {
         limit: u64,
     },
     /// The registry resumed a blob at another place than asked.
-    #[error("registry {registry} resumed a blob at a wrong offset; pull the image from another registry")]
+    #[error("registry {registry} resumed a blob at a wrong offset; next: pull the image from another registry")]
     Range {
         /// Host and port.
         registry: String,
     },
     /// The document is not the one that was asked for.
-    #[error("registry {registry} sent other bytes than asked for: {cause}; push the image again")]
+    #[error("registry {registry} sent other bytes than asked for: {cause}; next: push the image again")]
     Digest {
         /// Host and port.
         registry: String,

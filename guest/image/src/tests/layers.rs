@@ -147,6 +147,7 @@ async fn layers_stack_in_order_even_when_one_comes_twice() {
         .directory("tmp", 0o1777)
         .file("tmp/a", b"base")
         .file("tmp/b", b"base")
+        .raw(b'3', "tmp/null", "", 0o666, b"")
         .directory("etc", 0o750)
         .file("etc/conf", b"base")
         .done();
@@ -177,6 +178,9 @@ async fn layers_stack_in_order_even_when_one_comes_twice() {
     assert_eq!(mode("etc"), 0o755);
     assert_eq!(pulled.config.config().as_ref().unwrap().cmd().as_ref().unwrap(), &["/bin/sh"]);
     std::fs::write(path("tmp/written"), "x").unwrap();
+    // An image can bring a node of any device, and it opens none.
+    assert!(path("tmp/null").symlink_metadata().is_ok());
+    assert_eq!(std::fs::File::open(path("tmp/null")).unwrap_err().kind(), std::io::ErrorKind::PermissionDenied);
 
     // A second bundle shares the layers and sees nothing of the first.
     let second = guest.puller.pull(&resolved, &guest.bundle("two")).await.unwrap();

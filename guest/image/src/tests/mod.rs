@@ -35,7 +35,7 @@ struct Hub([u8; 32]);
 #[async_trait]
 impl LayerKeys for Hub {
     async fn unwrap(&self, packet: &AnnotationPacket) -> Result<Zeroizing<Vec<u8>>, KeyError> {
-        packet.unwrap(&self.0).map_err(KeyError::new)
+        packet.unwrap(&self.0).map_err(|e| KeyError::new(format!("{}: {e}; next: ask Trustee", packet.kid())))
     }
 }
 

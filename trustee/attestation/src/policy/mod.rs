@@ -185,7 +185,15 @@ fn refused_range_step(_: Vec<regorus::Value>) -> anyhow::Result<regorus::Value> 
 }
 
 fn syntax(error: anyhow::Error) -> Error {
-    Error::Syntax(excerpt(&error.to_string()))
+    Error::Syntax(excerpt(&one_line(&error.to_string())))
+}
+
+/// The parser's `--> file:line:column` and its reason, without the picture of the source between them.
+fn one_line(text: &str) -> String {
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let picture = |line: &str| line.trim_start_matches(|c: char| c.is_ascii_digit() || c == ' ').starts_with('|');
+    let kept: Vec<&str> = lines.filter(|line| !picture(line)).map(|line| line.trim_start_matches("--> ")).collect();
+    kept.join(": ")
 }
 
 fn excerpt(text: &str) -> String {
@@ -251,6 +259,14 @@ mod tests {
         assert!(matches!(Policy::compile("package policy\nallow if x == 1"), Err(Error::Syntax(_))));
         assert_eq!(Policy::compile("package other\nallow := true").err(), Some(Error::Package("other".to_owned())));
         assert_eq!(Policy::compile(&"#".repeat(MAX_TEXT + 1)).err(), Some(Error::TooLarge));
+    }
+
+    #[test]
+    fn a_reason_is_one_line_with_its_place() {
+        for text in ["", "nonsense", "package policy\nallow if {", "package policy\n\nallow if x == 1"] {
+            let Err(Error::Syntax(reason)) = Policy::compile(text) else { panic!("{text:?} passed") };
+            assert!(reason.starts_with("policy.rego:") && !reason.contains('\n'), "{reason}");
+        }
     }
 
     #[test]
