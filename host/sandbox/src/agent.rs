@@ -1,14 +1,9 @@
 //! The host's side of the guest agent's API: one connection, one method a request, one error for all of them.
 
-use std::io;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use protobuf::well_known_types::empty::Empty;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::UnixStream;
 use ttrpc::asynchronous::Client;
-use ttrpc::asynchronous::transport::Socket;
 use wire_ttrpc::agent::{
     CloseStdinRequest, CreateContainerRequest, CreateSandboxRequest, DestroySandboxRequest, ExecProcessRequest,
     GetMetricsRequest, ReadStreamRequest, RemoveContainerRequest, SignalProcessRequest, StartContainerRequest,
@@ -18,7 +13,7 @@ use wire_ttrpc::agent_ttrpc::AgentServiceClient;
 use wire_ttrpc::health::CheckRequest;
 use wire_ttrpc::health_ttrpc::HealthClient;
 
-use crate::life::{CID, VSOCK};
+use crate::channel::Channel;
 use crate::{Directory, Error, SandboxName};
 
 /// A connection to the agent in a guest. Clones share it.
@@ -28,31 +23,13 @@ pub struct Agent {
     health: HealthClient,
 }
 
-/// How the guest's ports are reached.
-#[derive(Clone, Debug)]
-pub(crate) enum Channel {
-    /// A unix socket that takes `CONNECT <port>`.
-    Hybrid(PathBuf),
-    /// The host kernel's vsock.
-    Kernel {
-        /// The guest's context id.
-        cid: u32,
-    },
-}
-
 impl Agent {
     /// Connects to the agent's port.
     ///
     /// # Errors
     /// [`Error::Connect`].
     pub(crate) async fn connect(channel: &Channel) -> Result<Self, Error> {
-        let socket = match channel {
-            Channel::Hybrid(socket) => Socket::from(hybrid(socket, AGENT_PORT).await.map_err(Error::Connect)?),
-            Channel::Kernel { cid } => {
-                let address = tokio_vsock::VsockAddr::new(*cid, AGENT_PORT);
-                Socket::from(tokio_vsock::VsockStream::connect(address).await.map_err(Error::Connect)?)
-            }
-        };
+        let socket = channel.connect(AGENT_PORT).await.map_err(Error::Connect)?;
         let client = Client::new(socket);
         Ok(Self { agent: AgentServiceClient::new(client.clone()), health: HealthClient::new(client) })
     }
@@ -62,12 +39,8 @@ impl Agent {
     /// # Errors
     /// [`Error::NotRunning`], [`Error::Connect`].
     pub async fn of_sandbox(name: &SandboxName) -> Result<Self, Error> {
-        let folder = Directory::path_of(name);
-        let channel = match std::fs::read_to_string(folder.join(CID)) {
-            Ok(cid) => Channel::Kernel { cid: cid.parse().map_err(|_| Error::NotRunning { name: name.to_string() })? },
-            Err(_) if folder.join(VSOCK).exists() => Channel::Hybrid(folder.join(VSOCK)),
-            Err(_) => return Err(Error::NotRunning { name: name.to_string() }),
-        };
+        let running = Channel::of_folder(&Directory::path_of(name));
+        let channel = running.ok_or_else(|| Error::NotRunning { name: name.to_string() })?;
         Self::connect(&channel).await
     }
 
@@ -126,25 +99,6 @@ requests! {
 
 fn context(limit: Duration) -> ttrpc::context::Context {
     ttrpc::context::with_duration(limit)
-}
-
-/// Connects to a guest's port through the unix socket of a hybrid vsock.
-async fn hybrid(socket: &Path, port: u32) -> io::Result<UnixStream> {
-    let mut stream = UnixStream::connect(socket).await?;
-    stream.write_all(format!("CONNECT {port}\n").as_bytes()).await?;
-    // Byte by byte: what follows the line belongs to the guest's first message.
-    let mut line = Vec::new();
-    while line.last() != Some(&b'\n') {
-        if line.len() > 64 {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "the channel's answer is not a line"));
-        }
-        line.push(stream.read_u8().await?);
-    }
-    if line.starts_with(b"OK ") {
-        Ok(stream)
-    } else {
-        Err(io::Error::new(io::ErrorKind::ConnectionRefused, format!("nobody listens on the guest's port {port}")))
-    }
 }
 
 const AGENT_PORT: u32 = 1024;

@@ -1,16 +1,14 @@
 //! A sandbox's life: from QEMU's command line to an agent with a network, and to nothing left behind.
 
-use std::hash::{BuildHasher as _, RandomState};
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use hypervisor::acceleration::{self, Preference};
-use hypervisor::{Disk, Network, Vm, VmConfig, Vsock};
+use hypervisor::{Disk, Network, Vm, VmConfig};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use vsock_backend::{Backend, BackendConfig};
+use vsock_backend::Backend;
 use wire::initdata::InitData;
 use wire::milestone::Milestone;
 use wire_ttrpc::agent::{
@@ -18,7 +16,7 @@ use wire_ttrpc::agent::{
 };
 use wire_ttrpc::types::{IPAddress, Interface, Route};
 
-use crate::agent::Channel;
+use crate::channel::Channel;
 use crate::{Agent, Directory, Error, Event, SandboxName, Timeline};
 
 /// What a sandbox is made of.
@@ -89,7 +87,7 @@ impl Sandbox {
             disks.push(Disk { path, serial: "initdata".to_owned(), read_only: true });
             command_line = format!("{command_line} cocoon.initdata={}", hex::encode(&initdata.digest));
         }
-        let (vsock, backend, channel) = open_channel(&directory)?;
+        let (channel, vsock, backend) = Channel::open(&directory)?;
 
         let timeline = Timeline::default();
         timeline.note(Event::VmmStart, Instant::now());
@@ -185,24 +183,6 @@ impl Sandbox {
     }
 }
 
-/// The host kernel's vsock where it has it, else our own back end.
-fn open_channel(directory: &Directory) -> Result<(Vsock, Option<Backend>, Channel), Error> {
-    if Path::new("/dev/vhost-vsock").exists() {
-        let cid = random_cid();
-        directory.write(CID, |file| write!(file, "{cid}"))?;
-        return Ok((Vsock::Kernel { cid }, None, Channel::Kernel { cid }));
-    }
-    let (socket, uds) = (directory.path().join("vhost.sock"), directory.path().join(VSOCK));
-    let backend = Backend::start(BackendConfig { socket: socket.clone(), uds: uds.clone(), guest_cid: GUEST_CID })?;
-    Ok((Vsock::UserBackend { socket }, Some(backend), Channel::Hybrid(uds)))
-}
-
-/// A context id for the host's kernel; 0 to 2 and the highest have a meaning. QEMU refuses one that is taken.
-fn random_cid() -> u32 {
-    let random = RandomState::new().hash_one(std::process::id());
-    (random as u32).clamp(3, u32::MAX - 1)
-}
-
 /// Waits until the guest says that it is ready, connects, and gets an answer.
 async fn first_answer(vm: &Vm, channel: &Channel, timeline: &Timeline) -> Result<Agent, Error> {
     let decisive = |line: &str| matches!(Milestone::parse(line), Some(Milestone::Ready | Milestone::Refused(_)));
@@ -247,12 +227,6 @@ fn watch_console(vm: &Vm, timeline: Timeline) -> JoinHandle<()> {
     })
 }
 
-/// The hybrid socket in the sandbox's folder.
-pub(crate) const VSOCK: &str = "vsock.sock";
-/// The file in the sandbox's folder with the guest's context id in the host's kernel.
-pub(crate) const CID: &str = "cid";
-/// Inside one machine only, so every guest may have it.
-const GUEST_CID: u64 = 3;
 /// QEMU's user network always has these addresses.
 const ADDRESS: &str = "10.0.2.15";
 const PREFIX: &str = "24";

@@ -1,0 +1,93 @@
+//! The guest's ports as the host reaches them: through the host kernel's vsock, or through our back end's socket.
+
+use std::hash::{BuildHasher as _, RandomState};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use hypervisor::Vsock;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
+use ttrpc::asynchronous::transport::Socket;
+use vsock_backend::{Backend, BackendConfig};
+
+use crate::{Directory, Error};
+
+/// How one guest's ports are reached.
+#[derive(Clone, Debug)]
+pub(crate) enum Channel {
+    /// A unix socket that takes `CONNECT <port>`.
+    Hybrid(PathBuf),
+    /// The host kernel's vsock.
+    Kernel {
+        /// The guest's context id.
+        cid: u32,
+    },
+}
+
+impl Channel {
+    /// The host kernel's vsock where it has it, else our own back end, with what QEMU must be told.
+    ///
+    /// # Errors
+    /// [`Error::Directory`], [`Error::Vsock`].
+    pub(crate) fn open(directory: &Directory) -> Result<(Self, Vsock, Option<Backend>), Error> {
+        if Path::new("/dev/vhost-vsock").exists() {
+            let cid = random_cid();
+            directory.write(CID, |file| write!(file, "{cid}"))?;
+            return Ok((Self::Kernel { cid }, Vsock::Kernel { cid }, None));
+        }
+        let (socket, uds) = (directory.path().join("vhost.sock"), directory.path().join(VSOCK));
+        let backend = Backend::start(BackendConfig { socket: socket.clone(), uds: uds.clone(), guest_cid: GUEST_CID })?;
+        Ok((Self::Hybrid(uds), Vsock::UserBackend { socket }, Some(backend)))
+    }
+
+    /// The channel of a sandbox that another process owns, by its folder; none if it does not run.
+    pub(crate) fn of_folder(folder: &Path) -> Option<Self> {
+        match std::fs::read_to_string(folder.join(CID)) {
+            Ok(cid) => Some(Self::Kernel { cid: cid.parse().ok()? }),
+            Err(_) => folder.join(VSOCK).exists().then(|| Self::Hybrid(folder.join(VSOCK))),
+        }
+    }
+
+    /// Connects to a port of the guest.
+    pub(crate) async fn connect(&self, port: u32) -> io::Result<Socket> {
+        match self {
+            Self::Hybrid(socket) => Ok(Socket::from(hybrid(socket, port).await?)),
+            Self::Kernel { cid } => {
+                let address = tokio_vsock::VsockAddr::new(*cid, port);
+                Ok(Socket::from(tokio_vsock::VsockStream::connect(address).await?))
+            }
+        }
+    }
+}
+
+/// A context id for the host's kernel; 0 to 2 and the highest have a meaning. QEMU refuses one that is taken.
+fn random_cid() -> u32 {
+    let random = RandomState::new().hash_one(std::process::id());
+    (random as u32).clamp(3, u32::MAX - 1)
+}
+
+/// Connects to a guest's port through the unix socket of a hybrid vsock.
+async fn hybrid(socket: &Path, port: u32) -> io::Result<UnixStream> {
+    let mut stream = UnixStream::connect(socket).await?;
+    stream.write_all(format!("CONNECT {port}\n").as_bytes()).await?;
+    // Byte by byte: what follows the line belongs to the guest's first message.
+    let mut line = Vec::new();
+    while line.last() != Some(&b'\n') {
+        if line.len() > 64 {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the channel's answer is not a line"));
+        }
+        line.push(stream.read_u8().await?);
+    }
+    if line.starts_with(b"OK ") {
+        Ok(stream)
+    } else {
+        Err(io::Error::new(io::ErrorKind::ConnectionRefused, format!("nobody listens on the guest's port {port}")))
+    }
+}
+
+/// The hybrid socket in the sandbox's folder.
+const VSOCK: &str = "vsock.sock";
+/// The file in the sandbox's folder with the guest's context id in the host's kernel.
+const CID: &str = "cid";
+/// Inside one machine only, so every guest may have it.
+const GUEST_CID: u64 = 3;
