@@ -5,6 +5,7 @@
 //! that the policy keeps under `data.pstate`. Everything else is a denial: an undefined rule, another value, an
 //! error, an evaluation that takes too long.
 
+mod builtins;
 mod depth;
 mod nesting;
 mod patch;
@@ -201,8 +202,7 @@ impl Active {
         if let Some(rule) = engine.get_modules().iter().find_map(|module| depth::cycle(module)) {
             return Err(Error::Recursion(shorten(&rule)));
         }
-        engine.add_extension("numbers.range".to_owned(), 2, Box::new(bounded_range)).map_err(|e| syntax(&e))?;
-        engine.add_extension("numbers.range_step".to_owned(), 3, Box::new(no_range)).map_err(|e| syntax(&e))?;
+        builtins::bound(&mut engine).map_err(|e| syntax(&e))?;
         engine.add_data(Value::from(json!({"pstate": {}}))).map_err(|e| syntax(&e))?;
         // Evaluating once finds what only the analysis before the first evaluation finds, and saves it later.
         let mut probe = engine.clone();
@@ -267,25 +267,6 @@ impl Verdict {
     }
 }
 
-/// `numbers.range`, without a value where the builtin would reserve memory of any size.
-fn bounded_range(parameters: Vec<Value>) -> anyhow::Result<Value> {
-    let [from, to] = parameters.as_slice() else { return Ok(Value::Undefined) };
-    let (Ok(from), Ok(to)) = (from.as_i64(), to.as_i64()) else { return Ok(Value::Undefined) };
-    if from.abs_diff(to) >= MAX_RANGE {
-        return Ok(Value::Undefined);
-    }
-    let mut numbers: Vec<Value> = (from.min(to)..=from.max(to)).map(Value::from).collect();
-    if from > to {
-        numbers.reverse();
-    }
-    Ok(Value::from(numbers))
-}
-
-/// `numbers.range_step`, whose builtin reserves memory of any size and panics on a step of zero: it has no value.
-fn no_range(_: Vec<Value>) -> anyhow::Result<Value> {
-    Ok(Value::Undefined)
-}
-
 /// Runs `work` on a thread with the stack that [`depth`] counts on, and waits for it. None where there is no thread.
 fn with_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Option<T> {
     std::thread::scope(|scope| {
@@ -307,7 +288,6 @@ const DEFAULT: &str = include_str!("policy/default-policy.rego");
 const FILE: &str = "policy.rego";
 const MAX_BYTES: usize = 2 << 20;
 const MAX_STATE: usize = 1 << 20;
-const MAX_RANGE: u64 = 10_000;
 const MAX_OPERATIONS: usize = 64;
 const MAX_MESSAGE: usize = 1024;
 /// Covers a loop over a large request on a slow processor; a decision usually takes well below a millisecond.
