@@ -16,16 +16,30 @@ UpdateInterfaceRequest if input.interface.name == "eth0"
 
 UpdateRoutesRequest := true
 
-# "images" is what the guest resolved the reference to; exactly that digest is pulled afterwards.
+# "images" is what the guest resolved the reference to; exactly that digest is pulled afterwards. Whatever else could
+# change what runs is left to the image: no other user, folder, capability, mount, storage or sysctl.
 CreateContainerRequest if {
 	some container in policy_data.containers
 	count(input.images) == 1
 	some digest in input.images
 	digest == container.image_digest
+	count(input.storages) == 1
+	count(input.devices) == 0
+	input.string_user == null
+	of_the_image(input.OCI.Process)
 	input.OCI.Process.Args == container.args
 	every variable in input.OCI.Process.Env {
 		variable in container.env
 	}
+	count(input.OCI.Mounts) == 0
+	count(input.OCI.Linux.Sysctl) == 0
+}
+
+of_the_image(process) if {
+	process.User == null
+	process.Capabilities == null
+	process.Cwd in ["", "/"]
+	count(process.Rlimits) == 0
 }
 
 StartContainerRequest := true
@@ -44,7 +58,12 @@ GuestDetailsRequest := true
 ReadStreamRequest := true
 
 # A command that the host may run in the container must stand in the data.
-ExecProcessRequest if input.process.Args in policy_data.exec_commands
+ExecProcessRequest if {
+	input.process.Args in policy_data.exec_commands
+	input.string_user == null
+	of_the_image(input.process)
+	count(input.process.Env) == 0
+}
 
 # No arguments: the image's own command, which the digest fixes.
 policy_data := {

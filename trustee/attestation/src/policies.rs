@@ -12,6 +12,8 @@ use crate::policy::Policy;
 pub(crate) struct Policies {
     store: Store,
     parsed: RwLock<BTreeMap<String, Arc<Policy>>>,
+    /// What is in force must be what is stored, whoever writes at the same time.
+    writing: tokio::sync::Mutex<()>,
 }
 
 impl Policies {
@@ -20,7 +22,7 @@ impl Policies {
     /// # Errors
     /// [`Error::PolicyStore`], or [`Error::Policy`] for a text that another release accepted.
     pub async fn load(store: Store) -> Result<Self, Error> {
-        let policies = Self { store, parsed: RwLock::default() };
+        let policies = Self { store, parsed: RwLock::default(), writing: Default::default() };
         for (id, text) in DEFAULTS {
             match policies.store.put_if(NAMESPACE, &key(id)?, text.as_bytes(), None).await {
                 Ok(_) | Err(store::Error::Conflict { .. }) => {}
@@ -43,6 +45,7 @@ impl Policies {
     pub async fn set(&self, id: &str, text: String) -> Result<(), Error> {
         let key = key(id)?;
         let policy = Policy::compile_aside(text.clone()).await?;
+        let _one_at_a_time = self.writing.lock().await;
         if self.get(id).is_none() && self.parsed.read().unwrap_or_else(PoisonError::into_inner).len() >= MAX_POLICIES {
             return Err(Error::TooManyPolicies(MAX_POLICIES));
         }

@@ -24,6 +24,8 @@ use wire::resource::ResourcePath;
 pub(crate) struct ResourcePolicy {
     store: Store,
     policy: RwLock<Arc<Policy>>,
+    /// What is in force must be what is stored, whoever writes at the same time.
+    writing: tokio::sync::Mutex<()>,
 }
 
 /// What a guest asks for.
@@ -48,7 +50,7 @@ impl ResourcePolicy {
             }
         };
         let policy = Policy::compile_aside(text).await?;
-        Ok(Self { store, policy: RwLock::new(Arc::new(policy)) })
+        Ok(Self { store, policy: RwLock::new(Arc::new(policy)), writing: Default::default() })
     }
 
     /// Parses a policy, stores it and puts it in force.
@@ -57,6 +59,7 @@ impl ResourcePolicy {
     /// [`Error::Policy`] for what is no policy, [`Error::Store`].
     pub async fn set(&self, text: String) -> Result<(), Error> {
         let policy = Policy::compile_aside(text.clone()).await?;
+        let _one_at_a_time = self.writing.lock().await;
         self.store.put(NAMESPACE, &key()?, text.as_bytes()).await?;
         *self.policy.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
         Ok(())
@@ -167,6 +170,20 @@ mod tests {
         let found = policy.differences(&claims.into(), &Wanted { path: &path, query: json!({}) }).unwrap();
         let found: Vec<_> = found.iter().map(|d| (d.claim.as_str(), &d.actual)).collect();
         assert_eq!(found, [("/submods/cpu0/ear.status", &json!("warning")), ("/a~1b", &Value::Null)]);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn the_policy_in_force_is_the_stored_one_after_many_writes_at_once() {
+        let policy = Arc::new(policy("allow := false").await);
+        let mut writes = tokio::task::JoinSet::new();
+        for number in 0..40 {
+            let (policy, text) = (policy.clone(), format!("package policy\nallow := {}", number % 2 == 0));
+            writes.spawn(async move { policy.set(text).await.unwrap() });
+        }
+        writes.join_all().await;
+        let stored = policy.store.get(NAMESPACE, &key().unwrap()).await.unwrap().unwrap();
+        let stored_allows = stored.value.ends_with(b"true");
+        assert_eq!(ask(&policy, &json!({})).unwrap(), stored_allows);
     }
 
     #[tokio::test]

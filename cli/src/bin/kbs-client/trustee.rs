@@ -134,3 +134,45 @@ fn chain(error: &dyn std::error::Error) -> String {
 }
 
 const TIMEOUT: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_can_t_be_used_is_named_before_anything_is_sent() {
+        // Another test of this process may have installed it.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, content: &[u8]| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, content).unwrap();
+            path
+        };
+        let (empty, random, missing) =
+            (file("empty", b" \n"), file("random", &[0xff; 30]), folder.path().join("missing"));
+        let lines = file("lines", b"a token\nand more");
+        let url = "https://127.0.0.1:1";
+        for (url, cert_file, token_file, expected) in [
+            ("nonsense", None, None, "--url \"nonsense\""),
+            ("ftp://a", None, None, "--url \"ftp://a\""),
+            (url, Some(&empty), None, "no certificate in it"),
+            (url, Some(&missing), None, "missing can't be read"),
+            (url, None, Some(&empty), "empty holds no token"),
+            (url, None, Some(&random), "random holds no token"),
+            (url, None, Some(&lines), "lines holds no token"),
+            (url, None, Some(&missing), "missing can't be read"),
+        ] {
+            let outcome = Trustee::new(url, cert_file.map(PathBuf::as_path), token_file.map(PathBuf::as_path));
+            let error = outcome.err().unwrap().to_string();
+            assert!(error.contains(expected) && error.contains("; next: "), "{error}");
+        }
+    }
+
+    #[test]
+    fn advice_fits_the_cause() {
+        assert!(advice("http://a", "connection refused").contains("https://"));
+        assert!(advice("https://a", "invalid peer certificate: UnknownIssuer").contains("ca.pem"));
+        assert!(next(401).contains("--admin-token-file"));
+    }
+}
