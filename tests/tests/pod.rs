@@ -207,6 +207,27 @@ fn a_signal_ends_the_pod_whenever_it_comes() {
 }
 
 #[test]
+fn the_end_of_the_machine_is_the_end_of_the_pod() {
+    let lab = Lab::new();
+    let (trustee, registry) = (lab.trustee(), lab.registry());
+    let image = registry.push(Image::busybox(&lab, "app", "echo up; exec sleep 3600").layout(), "app");
+    let (initdata, _) = InitDataFiles::new(agent_policy(&image), &trustee, &registry).build(&lab, "initdata");
+    let pod = Pod::run("killed", &image, Some(&initdata), &[]);
+    pod.process().wait_for("up", LIMIT);
+    let folder = pod.folder();
+    let children = std::fs::read_dir(format!("/proc/{}/task", pod.process().pid())).unwrap().flatten();
+    let qemu: String =
+        children.map(|task| std::fs::read_to_string(task.path().join("children")).unwrap_or_default()).collect();
+
+    try_run("kill", ["-KILL", qemu.trim()]);
+    let (status, text) = pod.into_process().wait(LIMIT);
+
+    assert_eq!(status.code(), Some(1), "{text}");
+    assert!(text.contains("signal: 9") && text.contains("next:"), "{text}");
+    assert!(!folder.exists());
+}
+
+#[test]
 fn exec_runs_what_the_policy_allows_and_nothing_else() {
     let lab = Lab::new();
     let (trustee, registry) = (lab.trustee(), lab.registry());
