@@ -5,7 +5,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-use crate::registry::RegistryError;
+use crate::registry::error::RegistryError;
 
 /// Why an image could not be pulled or released.
 #[derive(Debug, thiserror::Error)]

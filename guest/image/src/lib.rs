@@ -20,6 +20,7 @@ mod digest;
 mod encryption;
 mod error;
 mod header;
+mod layer_dir;
 mod manifest;
 mod media;
 mod overlay;

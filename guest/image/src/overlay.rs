@@ -11,8 +11,8 @@ use rustix::fs::{
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags};
 
+use crate::layer_dir::LayerDir;
 use crate::root::{self, Place};
-use crate::store::LayerDir;
 
 /// A mounted overlay; unmounted, and its writable directory removed, when dropped.
 pub(crate) struct Overlay {

@@ -13,9 +13,9 @@ use wire::layer::Decryptor;
 use crate::digest::Hashing;
 use crate::encryption::LayerSecrets;
 use crate::error::{Failure, Stage};
+use crate::layer_dir::LayerDir;
 use crate::manifest::LayerPlan;
 use crate::media::Compression;
-use crate::store::LayerDir;
 use crate::unpack::{self, Limits, Summary};
 
 /// Unpacks the blob that arrives through `chunks` into `directory`, and hands the directory out only when the blob's

@@ -12,11 +12,12 @@ use crate::auth::Credentials;
 use crate::config::ImageConfig;
 use crate::encryption::{self, LayerKeys};
 use crate::error::{Error, Failure, Stage};
+use crate::layer_dir::LayerDir;
 use crate::manifest::{LayerPlan, Resolved};
 use crate::overlay::Overlay;
 use crate::pipeline;
 use crate::registry::{Patience, Registry};
-use crate::store::{Contents, Layer, LayerDir, Store};
+use crate::store::{Contents, Layer, Store};
 
 /// Pulls images and owns everything that they occupy in the work directory.
 ///

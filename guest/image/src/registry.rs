@@ -3,7 +3,7 @@
 //! Its own because the guest has no certificate store (TLS must start from given roots), and because every answer
 //! must be bounded, a stalled or broken stream must go on where it stopped, and a refusal must say why.
 
-mod error;
+pub(crate) mod error;
 mod tls;
 
 use std::collections::{HashMap, HashSet};

@@ -11,8 +11,8 @@ use oci_spec::image::Digest;
 use tokio::sync::OnceCell;
 
 use crate::error::Error;
+use crate::layer_dir::LayerDir;
 use crate::overlay::Overlay;
-use crate::unpack::Summary;
 
 /// Layers and bundles below one work directory.
 pub(crate) struct Store {
@@ -26,12 +26,6 @@ pub(crate) type Layer = Arc<OnceCell<LayerDir>>;
 
 /// What a layer is: the blob and what it unpacks to.
 pub(crate) type LayerId = (Digest, Digest);
-
-/// A directory of one layer; removed when dropped.
-pub(crate) struct LayerDir {
-    path: PathBuf,
-    pub(crate) summary: Summary,
-}
 
 /// What a bundle holds on to. The overlay goes first.
 pub(crate) struct Contents {
@@ -103,9 +97,7 @@ impl Store {
     }
 
     pub(crate) fn new_layer_dir(&self) -> io::Result<LayerDir> {
-        let path = self.fresh(LAYERS);
-        fs::create_dir(&path)?;
-        Ok(LayerDir { path, summary: Summary::default() })
+        LayerDir::create(self.fresh(LAYERS))
     }
 
     pub(crate) fn fresh_overlay(&self) -> PathBuf {
@@ -122,20 +114,6 @@ impl Store {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl LayerDir {
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-}
-
-impl Drop for LayerDir {
-    fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.path) {
-            tracing::warn!(path = %self.path.display(), %error, "a layer's directory can't be removed");
-        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Routes and answers, compatible with upstream's api-server-rest.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use axum::Router;
@@ -16,7 +16,6 @@ use wire::rcar::Tee;
 use wire::resource::ResourceUri;
 
 use crate::resources::{ResourceError, Resources};
-use crate::server::Peer;
 
 /// The API over `resources`, for a guest in a TEE of kind `tee`.
 pub(crate) fn router(tee: Tee, resources: Arc<dyn Resources>) -> Router {
@@ -28,6 +27,10 @@ pub(crate) fn router(tee: Tee, resources: Arc<dyn Resources>) -> Router {
         .fallback((StatusCode::NOT_FOUND, "URL NOT FOUND"))
         .layer(middleware::from_fn(local))
 }
+
+/// Who sent a request.
+#[derive(Clone, Copy)]
+pub(crate) struct Peer(pub(crate) SocketAddr);
 
 /// Only the pod's own containers are served, which share the loopback interface with the guest. And only who means
 /// this API: a client that others lead here, by a redirect or a name that stands for the loopback address, does not.

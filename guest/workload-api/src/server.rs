@@ -14,7 +14,7 @@ use tokio::sync::Semaphore;
 use wire::rcar::Tee;
 
 use crate::resources::Resources;
-use crate::routes;
+use crate::routes::{self, Peer};
 
 /// The bound server.
 ///
@@ -81,10 +81,6 @@ pub enum Error {
     #[error("workload API: no more connections can be accepted: {0}")]
     Accept(io::Error),
 }
-
-/// Who sent a request.
-#[derive(Clone, Copy)]
-pub(crate) struct Peer(pub(crate) SocketAddr);
 
 async fn connection(stream: TcpStream, router: Router) {
     let served = http1::Builder::new()

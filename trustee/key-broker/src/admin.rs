@@ -4,7 +4,7 @@ use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode};
 use serde::Deserialize;
 use store::clock::Timestamp;
 
-use crate::refusal::excerpt;
+use crate::excerpt::excerpt;
 
 /// The rule for administrative requests.
 pub enum Admin {

@@ -10,7 +10,8 @@ use crate::Broker;
 use crate::admin::{Administrator, Error as AdminError};
 use crate::api::{Call, Reply};
 use crate::audit::Event;
-use crate::refusal::{Refusal, excerpt};
+use crate::excerpt::excerpt;
+use crate::refusal::Refusal;
 
 impl Broker {
     /// `GET /resource-policy`: the ids of the resource policies, of which there is one.

@@ -25,7 +25,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::Broker;
-use crate::refusal::{Refusal, excerpt};
+use crate::excerpt::excerpt;
+use crate::refusal::Refusal;
 use crate::session;
 
 /// One request, read completely.

@@ -10,7 +10,8 @@ use wire::rcar::{Attestation, Challenge, Request, Tee, TokenResponse, VERSION};
 use crate::Broker;
 use crate::api::{Call, Reply};
 use crate::audit::{Event, RefusalRecord};
-use crate::refusal::{Refusal, excerpt};
+use crate::excerpt::excerpt;
+use crate::refusal::Refusal;
 use crate::session::Session;
 use crate::tokens;
 

@@ -12,6 +12,7 @@ pub mod server;
 mod administration;
 mod api;
 mod bodies;
+mod excerpt;
 mod handshake;
 mod refusal;
 mod resource;

@@ -133,8 +133,3 @@ impl Refusal {
         }
     }
 }
-
-/// A name that a client sent, short and escaped.
-pub(crate) fn excerpt(text: &str) -> String {
-    text.chars().take(60).flat_map(char::escape_default).collect()
-}
