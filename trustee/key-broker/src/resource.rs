@@ -67,12 +67,16 @@ impl Broker {
             Some(cookie) => Some(self.sessions.open(cookie).await),
             None => None,
         };
-        let now = self.clock.now();
-        match (session, call.bearer()) {
-            (Some(Ok(Session::Attested { token })), _) => self.tokens.verify(&token, &self.attestation, now),
-            (_, Some(token)) => self.tokens.verify(token, &self.attestation, now),
-            (Some(Err(e)), None) => Err(e.into()),
+        let verify = |token: &str| self.tokens.verify(token, &self.attestation, self.clock.now());
+        let of_session = match session {
+            Some(Ok(Session::Attested { token })) => verify(&token),
+            Some(Err(e)) => Err(e.into()),
             _ => Err(Refusal::NoToken),
+        };
+        // A client may still carry the cookie of a session whose token has ended.
+        match (of_session, call.bearer()) {
+            (Err(_), Some(token)) => verify(token),
+            (of_session, _) => of_session,
         }
     }
 
