@@ -94,15 +94,24 @@ impl Daemon {
     /// # Panics
     /// If the program ends or `limit` passes before.
     pub fn wait_for(&self, text: &str, limit: Duration) -> String {
+        self.try_wait_for(text, limit).unwrap_or_else(|output| panic!("no {text:?} within {limit:?}:\n{output}"))
+    }
+
+    /// Waits until a line contains `text`, and returns the line.
+    ///
+    /// # Errors
+    /// All that the program said, if it ends or `limit` passes before.
+    pub fn try_wait_for(&self, text: &str, limit: Duration) -> Result<String, String> {
         let deadline = Instant::now() + limit;
         let mut state = self.output.state.lock().unwrap();
         loop {
             if let Some(line) = state.lines.iter().find(|line| line.contains(text)) {
-                return line.clone();
+                return Ok(line.clone());
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            assert!(state.open_streams > 0, "the program ended without {text:?}:\n{}", state.lines.join("\n"));
-            assert!(!left.is_zero(), "no {text:?} within {limit:?}:\n{}", state.lines.join("\n"));
+            if state.open_streams == 0 || left.is_zero() {
+                return Err(state.lines.join("\n"));
+            }
             state = self.output.changed.wait_timeout(state, left).unwrap().0;
         }
     }

@@ -30,7 +30,12 @@ impl Registry {
         fs::write(folder.join("tls.crt"), &certificate).unwrap();
         fs::write(folder.join("tls.key"), signing_key.serialize_pem()).unwrap();
 
-        // The registry can't be asked for a free port, so one is found and given to it.
+        let (port, server) = (0..ATTEMPTS).find_map(|_| Self::serve(folder)).expect("a registry");
+        Self { folder: folder.to_owned(), port, certificate, _server: server }
+    }
+
+    /// The registry can't be asked for a free port, so one is found and given to it. It may be taken meanwhile.
+    fn serve(folder: &Path) -> Option<(u16, Daemon)> {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let configuration = format!(
             "version: 0.1\nlog:\n  level: info\nstorage:\n  filesystem:\n    rootdirectory: {root}/data\nhttp:\n  \
@@ -39,8 +44,8 @@ impl Registry {
         );
         fs::write(folder.join("config.yml"), configuration).unwrap();
         let server = Daemon::start(Command::new("docker-registry").arg("serve").arg(folder.join("config.yml")));
-        server.wait_for("listening on", Duration::from_secs(30));
-        Self { folder: folder.to_owned(), port, certificate, _server: server }
+        server.try_wait_for("listening on", Duration::from_secs(30)).ok()?;
+        Some((port, server))
     }
 
     /// Pushes an OCI layout and returns the reference under which guests find it, with its digest.
@@ -104,3 +109,5 @@ impl Registry {
         self.folder.join("data")
     }
 }
+
+const ATTEMPTS: usize = 5;
