@@ -14,7 +14,8 @@ pub fn programs() -> Result<(), Error> {
 /// Builds guestd in its own profile, and the guest image with it.
 pub fn guest_image() -> Result<(), Error> {
     step("building the guest's program");
-    run(&mut cargo(&["build", "--profile", "guest", "--package", "guestd"]))?;
+    let mut build = cargo(&["build", "--profile", "guest", "--package", "guestd", "--config"]);
+    run(build.arg(format!("target.x86_64-unknown-linux-gnu.rustflags=[{}]", remapped_paths())))?;
     step("building the guest image");
     let mut command = Command::new(program("cocoon"));
     command.args(["guest-image", "build", "--guestd"]).arg(guestd());
@@ -28,6 +29,15 @@ pub fn program(name: &str) -> PathBuf {
     // This program lies beside the others.
     let own = std::env::current_exe().unwrap_or_default();
     own.with_file_name(name)
+}
+
+/// Compiler flags that keep this machine's folders out of guestd, so that everybody's is the same, byte for byte.
+fn remapped_paths() -> String {
+    let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
+    let cargo_home = std::env::var_os("CARGO_HOME").map_or_else(|| home.join(".cargo"), PathBuf::from);
+    let folders = [(root().canonicalize().unwrap_or_else(|_| root()), "/cocoon"), (cargo_home, "/cargo")];
+    let flag = |(folder, name): (PathBuf, &str)| format!("'--remap-path-prefix={}={name}'", folder.display());
+    folders.map(flag).join(", ")
 }
 
 /// guestd, in the folder of its profile beside the others'.
