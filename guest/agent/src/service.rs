@@ -54,7 +54,7 @@ type Answer<T> = ttrpc::Result<T>;
 /// Methods that this guest doesn't have. The policy still comes first: what it denies stays denied.
 ///
 /// Written the way `async_trait` expands methods, since it does so before this macro is expanded.
-macro_rules! unimplemented {
+macro_rules! not_implemented {
     ($($method:ident($request:ident) -> $response:ty),* $(,)?) => {
         $(fn $method<'a, 'b, 'c>(&'a self, _: &'b TtrpcContext, request: $request) -> Pending<'c, $response>
         where
@@ -245,7 +245,7 @@ impl agent_ttrpc::AgentService for Service {
         Ok(Routes { Routes: routes, ..Default::default() })
     }
 
-    unimplemented!(
+    not_implemented!(
         update_container(UpdateContainerRequest) -> Empty,
         update_ephemeral_mounts(UpdateEphemeralMountsRequest) -> Empty,
         stats_container(StatsContainerRequest) -> StatsContainerResponse,
