@@ -61,7 +61,13 @@ impl Registry {
     /// # Panics
     /// If skopeo fails.
     pub fn push_as_zstd(&self, layout: &Path, name: &str) -> String {
-        self.push_with(layout, name, &["--dest-compress-format", "zstd", "--dest-compress"])
+        let image = self.push_with(layout, name, &["--dest-compress-format", "zstd", "--dest-compress"]);
+        // Else a case about zstd could pass on gzip.
+        let folders = fs::read_dir(self.data().join("docker/registry/v2/blobs/sha256")).unwrap().flatten();
+        let mut blobs = folders.flat_map(|folder| fs::read_dir(folder.path()).unwrap().flatten());
+        let is_zstd = |path: PathBuf| fs::read(path).is_ok_and(|blob| blob.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]));
+        assert!(blobs.any(|blob| is_zstd(blob.path().join("data"))), "skopeo pushed no zstd layer");
+        image
     }
 
     /// Changes one byte at the end of every layer that the registry keeps.
