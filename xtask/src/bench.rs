@@ -8,6 +8,7 @@ use crate::{Error, build, packages, run, step};
 pub fn boot() -> Result<(), Error> {
     packages::install()?;
     build::programs()?;
+    build::bare_init()?;
     build::guest_image()?;
     step("measuring");
     run(&mut Command::new(build::program("bench-boot")))

@@ -11,11 +11,20 @@ pub fn programs() -> Result<(), Error> {
     run(&mut cargo(&["build", "--release", "--workspace", "--exclude", "guestd", "--bins"]))
 }
 
-/// Builds guestd in its own profile, and the guest image with it.
+/// Builds the init of the boot benchmark's bare machine, which has no libraries to link to.
+pub fn bare_init() -> Result<(), Error> {
+    let of_init = ["rustc", "--release", "--package", "tests", "--bin", "bare-init"];
+    run(cargo(&of_init).args(["--", "-C", "target-feature=+crt-static"]))
+}
+
+/// Builds guestd in its own profile and linked statically, since its initramfs holds no libraries, and the guest image with it.
 pub fn guest_image() -> Result<(), Error> {
     step("building the guest's program");
     let mut build = cargo(&["build", "--profile", "guest", "--package", "guestd", "--config"]);
-    run(build.arg(format!("target.x86_64-unknown-linux-gnu.rustflags=[{}]", remapped_paths())))?;
+    run(build.arg(format!(
+        "target.x86_64-unknown-linux-gnu.rustflags=['-Ctarget-feature=+crt-static', {}]",
+        remapped_paths()
+    )))?;
     step("building the guest image");
     let mut command = Command::new(program("cocoon"));
     command.args(["guest-image", "build", "--guestd"]).arg(guestd());

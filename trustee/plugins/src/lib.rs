@@ -1,0 +1,4 @@
+//! What a key broker serves beside its resources.
+
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
