@@ -1,14 +1,16 @@
 //! The laboratory itself: a folder for everything, and the places of the programs under test.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use tempfile::TempDir;
 
-use crate::{Registry, Trustee};
+use crate::{Balancer, Registry, Trustee};
 
 /// Owns a temporary folder. What it starts lives in there and is ended by its own value's drop.
 pub struct Lab {
     folder: TempDir,
+    trustees: AtomicU32,
 }
 
 impl Lab {
@@ -18,7 +20,7 @@ impl Lab {
     /// If the temporary folder can't be made.
     #[expect(clippy::new_without_default, reason = "it does work")]
     pub fn new() -> Self {
-        Self { folder: TempDir::with_prefix("cocoon-lab-").unwrap() }
+        Self { folder: TempDir::with_prefix("cocoon-lab-").unwrap(), trustees: AtomicU32::new(0) }
     }
 
     /// The laboratory's folder.
@@ -38,7 +40,23 @@ impl Lab {
 
     /// A Trustee with TLS that accepts the sample TEE.
     pub fn trustee(&self) -> Trustee {
-        Trustee::start(&self.path().join("trustee"))
+        self.trustee_with(|_| {})
+    }
+
+    /// The same without TLS.
+    pub fn trustee_over_http(&self) -> Trustee {
+        self.trustee_with(over_http)
+    }
+
+    /// The same with its configuration changed.
+    pub fn trustee_with(&self, change: impl FnOnce(&mut toml::Table)) -> Trustee {
+        let number = self.trustees.fetch_add(1, Ordering::Relaxed);
+        Trustee::start(&self.path().join(format!("trustee-{number}")), change)
+    }
+
+    /// A load balancer that gives each request to another of these Trustees.
+    pub fn balancer(&self, trustees: &[Trustee]) -> Balancer {
+        Balancer::start(&self.path().join("haproxy.cfg"), trustees)
     }
 
     /// A container registry with TLS.
@@ -65,6 +83,14 @@ impl Lab {
         let found = own.ancestors().map(|folder| folder.join("cocoon/guest-image")).find(|path| path.is_dir());
         found.unwrap_or_else(|| panic!("the guest image is not built; next: run \"cargo xtask test\""))
     }
+}
+
+/// Takes TLS out of a Trustee's configuration.
+pub fn over_http(configuration: &mut toml::Table) {
+    let server = configuration["http_server"].as_table_mut().unwrap();
+    server.insert("insecure_http".to_owned(), true.into());
+    server.remove("certificate");
+    server.remove("private_key");
 }
 
 /// Where guests see what listens on the host's loopback, in QEMU's user network.

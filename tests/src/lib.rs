@@ -5,6 +5,9 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
 
+pub mod load;
+
+mod balancer;
 mod image;
 mod lab;
 mod pod;
@@ -12,9 +15,10 @@ mod process;
 mod registry;
 mod trustee;
 
+pub use balancer::Balancer;
 pub use image::{Encrypted, Image};
-pub use lab::Lab;
+pub use lab::{Lab, over_http};
 pub use pod::{InitDataFiles, Pod, agent_policy};
 pub use process::{Daemon, Finished, run, try_run};
 pub use registry::Registry;
-pub use trustee::Trustee;
+pub use trustee::{Client, Trustee};

@@ -148,6 +148,39 @@ impl Daemon {
         self.child.id()
     }
 
+    /// Asks the program to end, as a service manager does, and waits until it has.
+    ///
+    /// # Panics
+    /// If it does not end.
+    pub fn stop(&mut self) {
+        run("kill", ["-TERM", &self.child.id().to_string()]);
+        let deadline = Instant::now() + GRACE;
+        let mut state = self.output.state.lock().unwrap();
+        while state.open_streams > 0 {
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(!left.is_zero(), "the program does not end:\n{}", state.lines.join("\n"));
+            state = self.output.changed.wait_timeout(state, left).unwrap().0;
+        }
+        drop(state);
+        let _ = self.child.wait();
+    }
+
+    /// Ends the program at once, as a crash does, and waits for its end.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Resident memory in KiB.
+    ///
+    /// # Panics
+    /// If the program has ended.
+    pub fn resident_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
     /// Asks the program to end, as Ctrl-C does.
     pub fn interrupt(&self) {
         run("kill", ["-INT", &self.child.id().to_string()]);

@@ -13,3 +13,11 @@ pub fn boot() -> Result<(), Error> {
     step("measuring");
     run(&mut Command::new(build::program("bench-boot")))
 }
+
+/// What a key broker serves: one of ours, or any that `arguments` name by its URL.
+pub fn trustee(arguments: &[&str]) -> Result<(), Error> {
+    packages::install()?;
+    build::programs()?;
+    step("measuring");
+    run(Command::new(build::program("bench-trustee")).args(arguments))
+}

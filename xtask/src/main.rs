@@ -20,6 +20,7 @@ fn main() -> ExitCode {
         ["test"] => test::run(false),
         ["test", "--full"] => test::run(true),
         ["bench", "boot"] => bench::boot(),
+        ["bench", "trustee", ..] => bench::trustee(&words[2..]),
         ["setup"] => packages::install(),
         _ => {
             eprintln!("{USAGE}");
@@ -87,4 +88,6 @@ usage: cargo xtask COMMAND
   test          install, build, and run everything that CI runs
   test --full   the same with the slow cases
   bench boot    measure boot time and memory, as ratios of a bare boot
+  bench trustee [--url URL --ca FILE --resource PATH]
+                measure handshakes, resources and memory of a Trustee, or of any server at a URL
   setup         install the distribution packages that the others need";

@@ -61,6 +61,10 @@ const PACKAGES: &[Package] = &[
     Package { name: "skopeo", file: "/usr/bin/skopeo" },
     Package { name: "umoci", file: "/usr/bin/umoci" },
     Package { name: "busybox-static", file: "/bin/busybox" },
+    // What a Trustee of several replicas stands on, and the token that holds its keys.
+    Package { name: "postgresql-15", file: "/usr/lib/postgresql/15/bin/postgres" },
+    Package { name: "haproxy", file: "/usr/sbin/haproxy" },
+    Package { name: "softhsm2", file: "/usr/bin/softhsm2-util" },
     Package { name: "iproute2", file: "/bin/ip" },
     Package { name: "ca-certificates", file: "/etc/ssl/certs/ca-certificates.crt" },
     Package { name: "debian-archive-keyring", file: "/usr/share/keyrings/debian-archive-keyring.gpg" },

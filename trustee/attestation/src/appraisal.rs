@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde_json::{Map, Value};
 
+use crate::excerpt::excerpt;
+
 /// How far an attester can be trusted, from the least worrying to the most.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub enum Tier {
@@ -80,10 +82,6 @@ pub enum Error {
     Name(String),
     #[error("trust_claims gives {0} a value that is no integer from -128 to 127")]
     Value(&'static str),
-}
-
-fn excerpt(text: &str) -> String {
-    text.chars().take(80).flat_map(char::escape_default).collect()
 }
 
 const CLAIMS: [&str; 8] = [

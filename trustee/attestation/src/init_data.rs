@@ -1,32 +1,56 @@
 //! Initdata on the Trustee's side: its digest, and its entries as claims that policies can read.
 
-use serde_json::{Map, Value};
-use wire::initdata::InitData;
-use wire::rcar::InitDataBody;
+use std::collections::BTreeMap;
 
-/// What the rest of the appraisal needs of an initdata document.
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use crate::excerpt::excerpt;
+use crate::hash::HashAlgorithm;
+
+/// What is known of a guest's initdata.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum InitDataInput {
+    /// The guest has none.
+    #[default]
+    None,
+    /// Its digest alone, up to 64 bytes.
+    Digest(Vec<u8>),
+    /// The document's exact text.
+    Toml(String),
+}
+
+/// What the rest of the appraisal needs of initdata.
 #[derive(Debug)]
 pub(crate) struct InitDataClaims {
     /// Digest of the document's text under its own algorithm.
     pub digest: Vec<u8>,
-    /// One member per entry of `[data]`; see [`claims`] for the ones that are treated specially.
+    /// One member per entry of `[data]`; see [`claims`] for the ones that are treated specially. Null for a digest.
     pub claims: Value,
 }
 
 impl InitDataClaims {
-    /// Reads the document that a guest sent.
+    /// Reads what was sent; nothing if that is nothing.
     ///
     /// # Errors
-    /// [`Error`] for another format than TOML, or a text that is no initdata of version 0.1.0.
-    pub fn read(sent: &InitDataBody) -> Result<Self, Error> {
-        if sent.format != "toml" {
-            return Err(Error::Format(sent.format.chars().take(40).flat_map(char::escape_default).collect()));
+    /// [`Error`] for a digest of no hash, or a text that is no initdata of version 0.1.0.
+    pub fn read(sent: &InitDataInput) -> Result<Option<Self>, Error> {
+        match sent {
+            InitDataInput::None => Ok(None),
+            InitDataInput::Digest(digest) if digest.is_empty() || digest.len() > MAX_DIGEST => {
+                Err(Error::Digest(digest.len()))
+            }
+            InitDataInput::Digest(digest) => Ok(Some(Self { digest: digest.clone(), claims: Value::Null })),
+            InitDataInput::Toml(text) if text.len() > MAX_TEXT => Err(Error::TooLarge),
+            InitDataInput::Toml(text) => {
+                let document: Document = toml::from_str(text).map_err(|e| Error::Document(e.message().to_owned()))?;
+                if document.version != VERSION {
+                    return Err(Error::Version(excerpt(&document.version)));
+                }
+                let digest = document.algorithm.digest(text.as_bytes());
+                Ok(Some(Self { digest, claims: Value::Object(claims(document.data)?) }))
+            }
         }
-        let document = InitData::parse(sent.body.clone())?;
-        let table: toml::Table =
-            toml::from_str(&sent.body).map_err(|e| Error::Entry("data", e.message().to_owned()))?;
-        let entries = table.get("data").and_then(toml::Value::as_table);
-        Ok(Self { digest: document.digest(), claims: Value::Object(claims(entries)?) })
     }
 }
 
@@ -35,27 +59,40 @@ impl InitDataClaims {
 pub enum Error {
     #[error("initdata has format \"{0}\", only \"toml\" is known")]
     Format(String),
-    #[error(transparent)]
-    Document(#[from] wire::initdata::Error),
+    #[error("initdata's digest has {0} bytes, a hash has 1 to {MAX_DIGEST}")]
+    Digest(usize),
+    #[error("initdata is larger than {MAX_TEXT} bytes")]
+    TooLarge,
+    #[error("initdata is not a valid document: {0}")]
+    Document(String),
+    #[error("initdata has version \"{0}\", only \"{VERSION}\" is known")]
+    Version(String),
     #[error("initdata's entry {0} is no TOML document: {1}")]
     Entry(&'static str, String),
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Document {
+    version: String,
+    algorithm: HashAlgorithm,
+    data: BTreeMap<String, String>,
+}
+
 /// `aa.toml` and `cdh.toml` become JSON. A `policy.rego` is not repeated; if `policy_data := {…}` ends it and is
 /// JSON, that object is the claim `agent_policy_claims`.
-fn claims(entries: Option<&toml::Table>) -> Result<Map<String, Value>, Error> {
+fn claims(entries: BTreeMap<String, String>) -> Result<Map<String, Value>, Error> {
     let mut claims = Map::new();
-    for (name, entry) in entries.into_iter().flatten() {
-        let Some(text) = entry.as_str() else { continue };
+    for (name, text) in entries {
         match name.as_str() {
-            "aa.toml" => _ = claims.insert(name.clone(), configuration("aa.toml", text)?),
-            "cdh.toml" => _ = claims.insert(name.clone(), configuration("cdh.toml", text)?),
+            "aa.toml" => _ = claims.insert(name, configuration("aa.toml", &text)?),
+            "cdh.toml" => _ = claims.insert(name, configuration("cdh.toml", &text)?),
             "policy.rego" => {
-                if let Some(data) = policy_data(text) {
+                if let Some(data) = policy_data(&text) {
                     claims.insert("agent_policy_claims".to_owned(), data);
                 }
             }
-            _ => _ = claims.insert(name.clone(), Value::from(text)),
+            _ => _ = claims.insert(name, Value::from(text)),
         }
     }
     Ok(claims)
@@ -84,20 +121,27 @@ fn to_json(value: toml::Value) -> Value {
 }
 
 const POLICY_DATA: &str = "policy_data := {";
+const VERSION: &str = "0.1.0";
+const MAX_DIGEST: usize = 64;
+/// As much as a guest reads of its own.
+const MAX_TEXT: usize = 4 << 20;
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
 
-    fn body(data: &str) -> InitDataBody {
-        let body = format!("version = \"0.1.0\"\nalgorithm = \"sha256\"\n[data]\n{data}");
-        InitDataBody { format: "toml".to_owned(), body }
+    fn body(data: &str) -> InitDataInput {
+        InitDataInput::Toml(format!("version = \"0.1.0\"\nalgorithm = \"sha256\"\n[data]\n{data}"))
+    }
+
+    fn read(data: &str) -> InitDataClaims {
+        InitDataClaims::read(&body(data)).unwrap().unwrap()
     }
 
     #[test]
     fn entries_become_claims() {
-        let sent = body(
+        let read = read(
             r#""aa.toml" = '''
 [token_configs.kbs]
 url = "https://kbs"
@@ -113,7 +157,6 @@ policy_data := {
 "note" = "kept as text"
 "#,
         );
-        let read = InitDataClaims::read(&sent).unwrap();
         assert_eq!(read.digest.len(), 32);
         assert_eq!(
             read.claims,
@@ -128,17 +171,48 @@ policy_data := {
     #[test]
     fn a_policy_without_json_data_is_left_out() {
         for policy in ["package agent_policy", "policy_data := { not json }", "policy_data := {} # a comment"] {
-            let read = InitDataClaims::read(&body(&format!("\"policy.rego\" = '''{policy}'''"))).unwrap();
-            assert_eq!(read.claims, json!({}), "{policy}");
+            assert_eq!(read(&format!("\"policy.rego\" = '''{policy}'''")).claims, json!({}), "{policy}");
+        }
+    }
+
+    #[test]
+    fn each_algorithm_digests_the_exact_text() {
+        for (name, algorithm) in [
+            ("sha256", HashAlgorithm::Sha256),
+            ("sha384", HashAlgorithm::Sha384),
+            ("sha512", HashAlgorithm::Sha512),
+            ("sm3", HashAlgorithm::Sm3),
+        ] {
+            let text = format!("version = \"0.1.0\"\nalgorithm = \"{name}\"\n[data]\n");
+            let read = InitDataClaims::read(&InitDataInput::Toml(text.clone())).unwrap().unwrap();
+            assert_eq!(read.digest, algorithm.digest(text.as_bytes()), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_digest_alone_has_no_claims() {
+        let read = InitDataClaims::read(&InitDataInput::Digest(vec![7; 48])).unwrap().unwrap();
+        assert_eq!((read.digest, read.claims), (vec![7; 48], Value::Null));
+        assert!(InitDataClaims::read(&InitDataInput::None).unwrap().is_none());
+        for length in [0, 65] {
+            let refused = InitDataClaims::read(&InitDataInput::Digest(vec![7; length]));
+            assert!(matches!(refused, Err(Error::Digest(_))), "{length}");
         }
     }
 
     #[test]
     fn what_is_not_initdata_is_refused() {
         assert!(matches!(InitDataClaims::read(&body("\"aa.toml\" = 'a = '")), Err(Error::Entry("aa.toml", _))));
-        let other = InitDataBody { format: "json".to_owned(), ..body("") };
-        assert!(matches!(InitDataClaims::read(&other), Err(Error::Format(_))));
-        let broken = InitDataBody { format: "toml".to_owned(), body: "version = 3".to_owned() };
-        assert!(matches!(InitDataClaims::read(&broken), Err(Error::Document(_))));
+        for (text, reason) in [
+            ("version = 3", "expected a string"),
+            ("version = \"0.2.0\"\nalgorithm = \"sha256\"\n[data]\n", "only \"0.1.0\""),
+            ("version = \"0.1.0\"\nalgorithm = \"md5\"\n[data]\n", "md5"),
+            ("version = \"0.1.0\"\nalgorithm = \"sha256\"\nextra = 1\n[data]\n", "extra"),
+        ] {
+            let refused = InitDataClaims::read(&InitDataInput::Toml(text.to_owned())).unwrap_err().to_string();
+            assert!(refused.contains(reason), "{text:?}: {refused}");
+        }
+        let large = InitDataInput::Toml("#".repeat(MAX_TEXT + 1));
+        assert!(matches!(InitDataClaims::read(&large), Err(Error::TooLarge)));
     }
 }

@@ -8,51 +8,90 @@
 
 pub mod appraisal;
 pub mod policy;
+pub mod signing;
 pub mod token;
 pub mod verifier;
 
+mod aside;
 mod difference;
+mod error;
+mod evaluation;
+mod excerpt;
+mod hash;
 mod init_data;
 mod policies;
+mod scope;
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use aws_lc_rs::rand;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use reference_values::ReferenceValues;
-use serde_json::{Map, Value, json};
-use store::Store;
+use reference_values::Source;
+use serde_json::{Value, json};
 use store::clock::{Clock, Timestamp};
-use wire::rcar::{self, Attestation, HashAlgorithm, Tee};
+use store::{If, Store, Version};
+use tokio::task::JoinSet;
+use wire::rcar::{Attestation, Tee};
 
-use appraisal::{Tier, TrustVector};
+use appraisal::Tier;
+pub use aside::{Busy, aside};
 pub use difference::Difference;
-use init_data::InitDataClaims;
+pub use error::{Error, Kind};
+use evaluation::Context;
+pub use evaluation::{Evaluation, Part, RuntimeData};
+pub use hash::{HashAlgorithm, Unknown as UnknownHashAlgorithm};
+pub use init_data::{Error as InitDataError, InitDataInput};
 use policies::Policies;
-use policy::{Policy, Queried, Question};
-use token::{Signer, Submodule};
-use verifier::{Enabled, Expected, Verified, Verifier};
+pub use policies::PolicyInfo;
+use policy::Queried;
+use signing::{Signer, SignerFiles};
+use token::Issuer;
+use scope::Scopes;
+use verifier::{Enabled, Verifier};
 
-/// The attestation service.
+/// The attestation service. It keeps its policies and keys up to date as long as it lives.
 pub struct AttestationService {
     enabled: Enabled,
     token_lifetime: Duration,
-    policies: Policies,
-    reference_values: ReferenceValues,
-    signer: Signer,
+    verbose: bool,
+    issuer: Issuer,
+    policies: Arc<Policies>,
+    reference_values: Scopes,
+    signer: Arc<Signer>,
     clock: Clock,
+    /// Aborted when the service is dropped.
+    _following: JoinSet<()>,
 }
 
 /// How the service is set up.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Settings {
-    /// Verifiers beyond those that are always there.
+    /// Verifiers beyond those that are always there: none unless set.
     pub enabled: Enabled,
-    /// How long a token is valid.
+    /// How long a token is valid: five minutes unless set.
     pub token_lifetime: Duration,
+    /// Whether tokens repeat the evidence of devices: true unless set.
+    pub verbose: bool,
+    /// Who issues the tokens, `iss`.
+    pub issuer: String,
+    /// Who made the verifier.
+    pub developer: String,
+    /// Which build of the verifier it is.
+    pub build: String,
+    /// The tokens' profile, `eat_profile`.
+    pub profile: String,
+    /// The owner's own signing key; without one, the replicas share keys in the store.
+    pub signer: Option<SignerFiles>,
+    /// How long a signing key in the store is used before the next is made: 30 days unless set, zero for ever.
+    pub rotation: Duration,
+    /// Owners whose reference values, `<tenant>/…`, are hidden from each other's policies: none unless set.
+    pub tenants: Vec<String>,
 }
 
 /// The outcome of one attestation.
+#[derive(Debug)]
 pub struct Appraisal {
     /// The signed token.
     pub token: String,
@@ -65,20 +104,36 @@ pub struct Appraisal {
 }
 
 impl AttestationService {
-    /// Loads signing key and policies from the store; what is missing there is made.
+    /// Loads signing keys and policies, and follows their changes from then on.
     ///
     /// # Errors
-    /// [`Error::Token`] or [`Error::PolicyStore`] if the store can't provide them.
+    /// [`Error::Signing`] or [`Error::PolicyStore`] if store or files can't provide them.
     pub async fn load(
         store: Store,
-        reference_values: ReferenceValues,
+        reference_values: Arc<dyn Source>,
         settings: Settings,
         clock: Clock,
-    ) -> Result<Self, Error> {
-        let signer = Signer::load(&store).await?;
-        let policies = Policies::load(store).await?;
-        let Settings { enabled, token_lifetime } = settings;
-        Ok(Self { enabled, token_lifetime, policies, reference_values, signer, clock })
+    ) -> Result<Arc<Self>, Error> {
+        let Settings { enabled, token_lifetime, verbose, issuer, developer, build, profile, .. } = settings;
+        let Settings { signer, rotation, tenants, .. } = settings;
+        let (signer, key_changes) =
+            Signer::load(store.clone(), signer, rotation, token_lifetime, clock.clone()).await?;
+        let (policies, policy_changes) = Policies::load(store).await?;
+        let mut following = JoinSet::new();
+        following.spawn(signer.clone().follow(key_changes));
+        following.spawn(policies.clone().follow(policy_changes));
+        let issuer = Issuer { name: issuer, developer, build, profile };
+        Ok(Arc::new(Self {
+            enabled,
+            token_lifetime,
+            verbose,
+            issuer,
+            policies,
+            reference_values: Scopes::new(reference_values, tenants),
+            signer,
+            clock,
+            _following: following,
+        }))
     }
 
     /// Whether evidence of this TEE can be verified here.
@@ -90,40 +145,40 @@ impl AttestationService {
         Ok(())
     }
 
-    /// Verifies and appraises a guest's evidence. The caller has checked that the nonce is the session's.
-    ///
-    /// Takes the CPU for some 100 microseconds, and 100 milliseconds where a policy loops.
+    /// The nonce for evidence of this TEE. `params` is what the guest said about its needs.
     ///
     /// # Errors
-    /// [`Error::InitData`] and [`Error::Evidence`] are the guest's fault; [`Error::Policy`], [`Error::Claims`],
-    /// [`Error::Extensions`] and [`Error::NoPolicy`] are the policy's.
-    pub fn appraise(&self, tee: Tee, attestation: &Attestation) -> Result<Appraisal, Error> {
-        let verifier = Verifier::of(tee, self.enabled)?;
-        let runtime_data = &attestation.runtime_data;
-        let additional = &attestation.tee_evidence.additional_evidence;
-        if !additional.is_empty() {
-            return Err(Error::AdditionalEvidence);
-        }
-        let report_data = runtime_data.report_data(additional, HashAlgorithm::Sha384)?;
-        let init_data = attestation.init_data.as_ref().map(InitDataClaims::read).transpose()?;
-        let expected =
-            Expected { report_data: &report_data, init_data: init_data.as_ref().map(|read| read.digest.as_slice()) };
-        let verified = verifier.verify(&attestation.tee_evidence.primary_evidence, &expected)?;
+    /// [`Error::Challenge`] for IBM Secure Execution, whose challenge is more than random.
+    pub fn challenge(&self, tee: Tee, _params: &str) -> Result<String, Error> {
+        if tee == Tee::Se { Err(Error::Challenge(tee)) } else { random_challenge() }
+    }
 
-        let vouched = verified.claims.contains_key("init_data");
-        let digest = init_data.as_ref().filter(|_| vouched).map(|read| STANDARD.encode(&read.digest));
-        let runtime_claims = json!({
-            "nonce": runtime_data.nonce,
-            "tee-pubkey": runtime_data.tee_pubkey,
-            "additional-evidence": additional,
-        });
-        let (class, evidence) = annotated(tee, verified, runtime_claims, init_data.map(|read| read.claims));
-        let submodule = self.submodule(class, evidence)?;
-        let status = submodule.vector.status();
-        let now = self.clock.now();
-        let expiry = now.after(self.token_lifetime);
-        let token = self.signer.issue(vec![submodule], now, expiry)?;
-        Ok(Appraisal { token, status, expiry, init_data: digest })
+    /// Verifies and appraises a guest's evidence under the policy of this id. The caller has checked that the nonce is
+    /// the session's.
+    ///
+    /// # Errors
+    /// As [`Evaluation::of`] and [`AttestationService::evaluate`].
+    pub async fn appraise(
+        self: &Arc<Self>,
+        tee: Tee,
+        attestation: &Attestation,
+        policy_id: &str,
+    ) -> Result<Appraisal, Error> {
+        self.evaluate(Evaluation::of(tee, attestation, policy_id)?).await
+    }
+
+    /// Verifies and appraises evidence, and issues a token. Takes the CPU for some 100 microseconds, and 100
+    /// milliseconds where a policy loops.
+    ///
+    /// # Errors
+    /// [`Error::kind`] tells whose fault it is.
+    pub async fn evaluate(self: &Arc<Self>, evaluation: Evaluation) -> Result<Appraisal, Error> {
+        if self.signer.is_due() {
+            let signer = self.signer.clone();
+            tokio::spawn(async move { signer.rotate_if_due().await });
+        }
+        let service = self.clone();
+        aside(move || service.evaluate_here(evaluation)).await?
     }
 
     /// The claims of a token that this service issued and that has not expired.
@@ -131,134 +186,144 @@ impl AttestationService {
     /// # Errors
     /// [`token::Error`] for any other token.
     pub fn verify(&self, token: &str) -> Result<Value, token::Error> {
-        self.signer.verify(token, self.clock.now())
+        self.signer.verify(token)
     }
 
-    /// Sets an attestation policy. `default_cpu` is the one that evidence of CPUs is appraised under.
+    /// Changes when keys have, so that tokens that were verified before have to be verified again.
+    pub fn generation(&self) -> u64 {
+        self.signer.generation()
+    }
+
+    /// The keys that tokens may be signed with at present, as a JWK set (RFC 7517).
+    pub fn jwks(&self) -> Value {
+        self.signer.jwks()
+    }
+
+    /// The tokens' `iss`.
+    pub fn issuer(&self) -> &str {
+        &self.issuer.name
+    }
+
+    /// The document of OpenID Connect Discovery, for a service that is reached under this URL.
+    pub fn openid_configuration(&self, base_url: &str) -> Value {
+        let base_url = base_url.trim_end_matches('/');
+        // The document's issuer is an URL; relying parties compare it with `iss` where that is one.
+        let is_url = self.issuer.name.starts_with("https://") || self.issuer.name.starts_with("http://");
+        json!({
+            "issuer": if is_url { &self.issuer.name } else { base_url },
+            "jwks_uri": format!("{base_url}/.well-known/jwks.json"),
+            "id_token_signing_alg_values_supported": [token::ALGORITHM],
+            "response_types_supported": ["none"],
+            "subject_types_supported": ["public"],
+        })
+    }
+
+    /// Makes a new signing key. Tokens of the one before stay valid until they expire.
     ///
     /// # Errors
-    /// [`Error::Policy`] if it is none, [`Error::PolicyId`], [`Error::PolicyStore`].
-    pub async fn set_policy(&self, id: &str, text: String) -> Result<(), Error> {
-        self.policies.set(id, text).await
+    /// [`Error::Signing`] if the key is in files, or the store does not answer.
+    pub async fn rotate_signing_key(&self) -> Result<(), Error> {
+        Ok(self.signer.rotate().await?)
+    }
+
+    /// The attestation policies, sorted by id, those that are shipped included.
+    pub fn policies(&self) -> Vec<PolicyInfo> {
+        self.policies.list()
+    }
+
+    /// The text of a policy with its version, or as it was at an earlier version. Version 0 is the shipped text.
+    ///
+    /// # Errors
+    /// [`Error::PolicyId`], [`Error::PolicyStore`].
+    pub async fn policy(&self, id: &str, version: Option<u64>) -> Result<Option<(String, u64)>, Error> {
+        self.policies.text(id, version).await
+    }
+
+    /// Sets an attestation policy, `default_cpu` for instance, and returns its version.
+    ///
+    /// # Errors
+    /// [`Error::Policy`] if it is none, [`Error::PolicyId`], [`Error::TooManyPolicies`]; [`Error::PolicyStore`], a
+    /// conflict among them.
+    pub async fn set_policy(&self, id: &str, text: String, condition: If) -> Result<u64, Error> {
+        self.policies.set(id, text, condition).await
+    }
+
+    /// Deletes an attestation policy; false if none was stored. Where one of this id is shipped, that is in force
+    /// again.
+    ///
+    /// # Errors
+    /// [`Error::PolicyId`]; [`Error::PolicyStore`], a conflict among them.
+    pub async fn delete_policy(&self, id: &str, condition: If) -> Result<bool, Error> {
+        self.policies.delete(id, condition).await
+    }
+
+    /// The versions that are kept of a policy, newest first.
+    ///
+    /// # Errors
+    /// [`Error::PolicyId`], [`Error::PolicyStore`].
+    pub async fn policy_history(&self, id: &str) -> Result<Vec<Version>, Error> {
+        self.policies.history(id).await
     }
 
     /// What keeps a token's claims from being affirmed: the trustworthiness claims that are not affirming, and the
-    /// evidence's claims that differ from the reference values their policy asks for.
+    /// evidence's claims that differ from the reference values that its policy asks for. May block: see [`aside`].
     pub fn differences(&self, claims: &Value) -> Vec<Difference> {
         let mut differences = Vec::new();
         for (name, submodule) in claims["submods"].as_object().into_iter().flatten() {
             let evidence = &submodule["ear.veraison.annotated-evidence"];
             let class = name.trim_end_matches(|c: char| c.is_ascii_digit());
+            let policy_id = submodule["ear.appraisal-policy-id"].as_str().unwrap_or_default();
             let mut queried = Queried::new();
-            if let Some(policy) = self.policies.get(&format!("{POLICY_ID}_{class}")) {
+            if let Ok(policy) = self.policies.get(&format!("{policy_id}_{class}")) {
                 // The answer doesn't matter here: what the policy asks for on the way does.
-                let question = Question { input: evidence.clone().into(), data: None };
-                let _ = policy.evaluate_with("trust_claims", question, &self.reference_values, &mut queried);
+                let input = evidence.clone().into();
+                let source = self.reference_values.of(policy_id);
+                let _ = policy.evaluate_with(["trust_claims"], input, source, &mut queried);
             }
             difference::collect(name, submodule, &queried, &mut differences);
         }
         differences
     }
 
-    fn submodule(&self, class: &'static str, evidence: Value) -> Result<Submodule, Error> {
-        let id = format!("{POLICY_ID}_{class}");
-        let policy = self.policies.get(&id).ok_or(Error::NoPolicy(id))?;
-        let input = regorus::Value::from(evidence.clone());
-        let vector = match self.evaluate(&policy, "trust_claims", input.clone())? {
-            Some(claims) => TrustVector::from_policy(&claims)?,
-            None => TrustVector::default(),
-        };
-        let extensions = match self.evaluate(&policy, "extensions", input)? {
-            Some(extensions) => named_extensions(extensions)?,
-            None => Map::new(),
-        };
-        let (name, policy_id) = (format!("{class}0"), POLICY_ID.to_owned());
-        Ok(Submodule { name, vector, policy_id, evidence, extensions })
-    }
-
-    fn evaluate(&self, policy: &Policy, rule: &str, input: regorus::Value) -> Result<Option<Value>, Error> {
-        let question = Question { input, data: None };
-        Ok(policy.evaluate_with(rule, question, &self.reference_values, &mut Queried::new())?)
+    fn evaluate_here(&self, evaluation: Evaluation) -> Result<Appraisal, Error> {
+        let Self { enabled, policies, verbose, .. } = self;
+        let reference_values = self.reference_values.of(&evaluation.policy_id);
+        let context = Context { enabled: *enabled, policies, reference_values, verbose: *verbose };
+        let found = context.evaluate(evaluation)?;
+        let status = found.submodules.iter().map(|part| part.vector.status()).max().unwrap_or(Tier::None);
+        let now = self.clock.now();
+        let expiry = now.after(self.token_lifetime);
+        let claims = self.issuer.claims(found.submodules, now, expiry)?;
+        Ok(Appraisal { token: self.signer.sign(&claims)?, status, expiry, init_data: found.init_data })
     }
 }
 
-/// Why an attestation or a policy was refused.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error(transparent)]
-    Evidence(#[from] verifier::Error),
-    #[error("evidence of additional devices is not supported by this Trustee: leave it out")]
-    AdditionalEvidence,
-    #[error(transparent)]
-    RuntimeData(#[from] rcar::Error),
-    #[error(transparent)]
-    InitData(#[from] init_data::Error),
-    #[error("attestation policy: {0}")]
-    Policy(#[from] policy::Error),
-    #[error("attestation policy: {0}")]
-    Claims(#[from] appraisal::Error),
-    #[error("attestation policy: extensions must be a list of objects with a name that begins with \"ear.trustee.\"")]
-    Extensions,
-    #[error("there is no attestation policy {0}: set one")]
-    NoPolicy(String),
-    #[error("\"{0}\" can't name an attestation policy: use up to 64 of the characters a-z A-Z 0-9 - _ .")]
-    PolicyId(String),
-    #[error("more than {0} attestation policies")]
-    TooManyPolicies(usize),
-    #[error(transparent)]
-    Token(#[from] token::Error),
-    #[error(transparent)]
-    PolicyStore(#[from] store::Error),
-}
-
-impl Error {
-    /// The claim that was wrong, with the value it should have had, where there is one.
-    pub fn difference(&self) -> Option<Difference> {
-        let Self::Evidence(verifier::Error::Mismatch { claim, actual, expected }) = self else { return None };
-        Some(Difference::new(*claim, Value::from(actual.as_str()), Value::from(expected.as_str())))
-    }
-}
-
-/// The claims as policies see them: `report_data` and `init_data` are lifted out of the TEE's claims, and bring what
-/// they are digests of.
-fn annotated(
-    tee: Tee,
-    verified: Verified,
-    runtime_data_claims: Value,
-    init_data_claims: Option<Value>,
-) -> (&'static str, Value) {
-    let Verified { class, mut claims } = verified;
-    let mut evidence = Map::new();
-    if let Some(report_data) = claims.remove("report_data") {
-        evidence.insert("report_data".to_owned(), report_data);
-        evidence.insert("runtime_data_claims".to_owned(), runtime_data_claims);
-    }
-    if let Some(init_data) = claims.remove("init_data") {
-        evidence.insert("init_data".to_owned(), init_data);
-        evidence.insert("init_data_claims".to_owned(), init_data_claims.unwrap_or(Value::Null));
-    }
-    evidence.insert(tee.to_string(), Value::Object(claims));
-    (class, Value::Object(evidence))
-}
-
-/// The members that a policy adds to a submodule. They can't take the place of what the service says.
-fn named_extensions(extensions: Value) -> Result<Map<String, Value>, Error> {
-    let Value::Array(extensions) = extensions else { return Err(Error::Extensions) };
-    let mut members = Map::new();
-    for mut extension in extensions {
-        match (extension["name"].as_str(), extension.get("value").is_some()) {
-            (Some(name), true) if name.starts_with("ear.trustee.") => {
-                let name = name.to_owned();
-                members.insert(name, extension["value"].take());
-            }
-            _ => return Err(Error::Extensions),
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            enabled: Enabled::default(),
+            token_lifetime: Duration::from_secs(300),
+            verbose: true,
+            issuer: "CoCo-Attestation-Service".to_owned(),
+            developer: "https://confidentialcontainers.org".to_owned(),
+            build: "attestation-service 0.1.0".to_owned(),
+            profile: "tag:github.com,2024:confidential-containers/Trustee".to_owned(),
+            signer: None,
+            rotation: Duration::from_secs(30 * 24 * 3600),
+            tenants: Vec::new(),
         }
     }
-    Ok(members)
 }
 
-/// The policy that key brokers ask for; the class of the evidence completes its id.
-const POLICY_ID: &str = "default";
+/// The nonce for evidence of every TEE that needs nothing else: 32 random bytes in standard base64.
+///
+/// # Errors
+/// [`Error::Token`] if the system gives no randomness.
+pub fn random_challenge() -> Result<String, Error> {
+    let mut nonce = [0; 32];
+    rand::fill(&mut nonce).map_err(|_| token::Error::Sign)?;
+    Ok(STANDARD.encode(nonce))
+}
 
 #[cfg(test)]
 mod tests;

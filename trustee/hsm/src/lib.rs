@@ -1,4 +1,41 @@
-//! Keys in a hardware security module, through PKCS#11.
+//! Keys and secrets in a hardware security module, through PKCS#11.
+//!
+//! Every call blocks until the module has answered, and a module may lie across a network: call from a thread that
+//! may block.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod error;
+mod master_key;
+mod objects;
+mod settings;
+mod wrapping;
+
+mod sessions;
+
+use std::sync::Mutex;
+
+pub use error::Error;
+pub use sessions::MAX_SESSIONS;
+use sessions::Sessions;
+pub use settings::{HsmSettings, Pin, Token};
+pub use wrapping::{MAX_WRAPPED, RsaMechanism};
+pub use {master_key::MASTER_KEY_LEN, objects::MAX_OBJECT};
+
+/// A token that this process is logged in to. It logs in again when the token or the way to it was lost for a while.
+pub struct Hsm {
+    sessions: Sessions,
+    /// Held while something is looked for and made if it is absent.
+    making: Mutex<()>,
+}
+
+impl Hsm {
+    /// Loads the module, finds the token and logs in.
+    ///
+    /// # Errors
+    /// [`Error::Module`], [`Error::NoToken`], [`Error::PinFile`], [`Error::PinRefused`], [`Error::Failed`].
+    pub fn open(settings: HsmSettings) -> Result<Self, Error> {
+        Ok(Self { sessions: Sessions::open(settings)?, making: Mutex::new(()) })
+    }
+}

@@ -1,191 +1,173 @@
-//! Who may administer: nobody, or holders of a token that the owner signed.
+//! Who may administer: nobody, anybody, or holders of tokens whose role allows the request.
 
-use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode};
-use serde::Deserialize;
-use store::clock::Timestamp;
+use std::collections::BTreeMap;
+
+use hyper::Method;
+use regex::Regex;
+use serde_json::Value;
+use token_verifier::AdminTokens;
 
 use crate::excerpt::excerpt;
+use crate::tenants::Tenant;
 
 /// The rule for administrative requests.
 pub enum Admin {
     /// Every one is refused.
     DenyAll,
-    /// A bearer token in the form of a JWT is asked for.
+    /// Every one is served, whoever sends it: for experiments only.
+    InsecureAllowAll,
+    /// A bearer token is asked for, in the form of a JWT.
     Authenticated(Box<Authenticated>),
 }
 
-/// What an administrator's token must be.
+/// Whose tokens are good, and what their roles may do.
 pub struct Authenticated {
-    key: DecodingKey,
-    validation: Validation,
-    roles: Vec<String>,
+    tokens: AdminTokens,
+    roles: BTreeMap<String, Vec<Rule>>,
 }
 
-/// An administrator who showed a good token.
-#[derive(Debug, PartialEq)]
+/// What one role may do.
+pub struct Rule {
+    role: String,
+    endpoints: Regex,
+    methods: Vec<Method>,
+    tenant: Option<Tenant>,
+}
+
+/// An administrator who may do what was asked for.
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Administrator {
     /// The token's `sub`.
     pub subject: Option<String>,
     /// The token's `role`.
     pub role: String,
+    /// Whose administrator this is; nobody's means the Trustee's own.
+    pub tenant: Option<Tenant>,
+}
+
+impl Rule {
+    /// A role that may use the endpoints whose path, with its query, matches a regular expression. No methods means
+    /// all of them.
+    ///
+    /// # Errors
+    /// [`Error::Endpoints`] unless the expression begins with `^/kbs` and ends with `$`, [`Error::Method`].
+    pub fn new(role: String, endpoints: &str, methods: &[String], tenant: Option<Tenant>) -> Result<Self, Error> {
+        let refused = || Error::Endpoints(excerpt(endpoints));
+        if !endpoints.starts_with("^/kbs") || !endpoints.ends_with('$') {
+            return Err(refused());
+        }
+        // Grouped, so that each of several alternatives has to fit the whole.
+        let endpoints = Regex::new(&format!("^(?:{endpoints})$")).map_err(|_| refused())?;
+        let method = |name: &String| match name.as_str() {
+            "GET" | "HEAD" | "POST" | "PUT" | "DELETE" => Method::try_from(name.as_str()).ok(),
+            _ => None,
+        };
+        let methods = methods.iter().map(|name| method(name).ok_or_else(|| Error::Method(excerpt(name))));
+        Ok(Self { role, endpoints, methods: methods.collect::<Result<_, _>>()?, tenant })
+    }
+
+    fn allows(&self, method: &Method, uri: &str) -> bool {
+        self.endpoints.is_match(uri) && (self.methods.is_empty() || self.methods.contains(method))
+    }
 }
 
 impl Authenticated {
-    /// Tokens signed with the private half of a public key in PEM: Ed25519 (EdDSA) or EC P-256 (ES256). The kind of
-    /// the key alone decides the algorithm.
+    /// Tokens of these issuers, with these rules.
     ///
     /// # Errors
-    /// [`Error::Key`] for any other key, [`Error::NoRoles`] if no role is allowed.
-    pub fn new(public_key: &[u8], roles: Vec<String>) -> Result<Self, Error> {
-        if roles.is_empty() {
-            return Err(Error::NoRoles);
+    /// [`Error::NoRules`] if nobody could administer.
+    pub fn new(tokens: AdminTokens, rules: Vec<Rule>) -> Result<Self, Error> {
+        if rules.is_empty() {
+            return Err(Error::NoRules);
         }
-        let (key, algorithm) = match DecodingKey::from_ed_pem(public_key) {
-            Ok(key) => (key, Algorithm::EdDSA),
-            Err(_) => (DecodingKey::from_ec_pem(public_key).map_err(|_| Error::Key)?, Algorithm::ES256),
-        };
-        let mut validation = Validation::new(algorithm);
-        // The expiry is required and checked below, by our own clock and without leeway.
-        validation.validate_exp = false;
-        validation.validate_aud = false;
-        Ok(Self { key, validation, roles })
+        let mut roles = BTreeMap::<String, Vec<Rule>>::new();
+        for rule in rules {
+            roles.entry(rule.role.clone()).or_default().push(rule);
+        }
+        Ok(Self { tokens, roles })
     }
 }
 
 impl Admin {
-    /// Checks the bearer token of a request.
+    /// Checks the bearer token of a request to `uri`, which is its path and query.
     ///
     /// # Errors
-    /// [`Error::DenyAll`], [`Error::NoToken`], [`Error::Token`], [`Error::Expired`], [`Error::Role`].
-    pub(crate) fn authorize(&self, bearer: Option<&str>, now: Timestamp) -> Result<Administrator, Error> {
-        let Self::Authenticated(rule) = self else { return Err(Error::DenyAll) };
-        let token = bearer.ok_or(Error::NoToken)?;
-        let Claims { exp, role, sub } = decode(token, &rule.key, &rule.validation).map_err(|_| Error::Token)?.claims;
-        if now.unix() >= exp {
-            return Err(Error::Expired);
-        }
-        if !rule.roles.contains(&role) {
-            return Err(Error::Role(excerpt(&role)));
-        }
-        Ok(Administrator { subject: sub.map(|subject| excerpt(&subject)), role })
+    /// [`Error::DenyAll`], [`Error::NoToken`], [`Error::Token`], [`Error::NoRole`], [`Error::Role`].
+    pub(crate) async fn authorize(
+        &self,
+        bearer: Option<&str>,
+        method: &Method,
+        uri: &str,
+    ) -> Result<Administrator, Error> {
+        let authenticated = match self {
+            Self::DenyAll => return Err(Error::DenyAll),
+            Self::InsecureAllowAll => {
+                return Ok(Administrator { subject: None, role: "anybody".to_owned(), tenant: None });
+            }
+            Self::Authenticated(authenticated) => authenticated,
+        };
+        let claims = authenticated.tokens.verify(bearer.ok_or(Error::NoToken)?).await?;
+        let role = claims["role"].as_str().ok_or(Error::NoRole)?;
+        let rules = authenticated.roles.get(role).map(Vec::as_slice).unwrap_or_default();
+        let rule = rules.iter().find(|rule| rule.allows(method, uri)).ok_or_else(|| Error::Role(excerpt(role)))?;
+        let subject = claims.get("sub").and_then(Value::as_str).map(excerpt);
+        Ok(Administrator { subject, role: excerpt(role), tenant: rule.tenant.clone() })
     }
 }
 
 /// Why an administrative request was refused, or its rule can't be set up.
-#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("DenyAll authorization_mode is enabled; set another under [admin] in the Trustee's configuration")]
     DenyAll,
     #[error("no token: send the administrator's token as Authorization: Bearer")]
     NoToken,
-    #[error(
-        "Cannot verify token with any of the issuers: it must be a JWT with exp and role, signed by the owner's key"
-    )]
-    Token,
-    #[error("the administrator's token has expired: issue a new one with trustee admin-token")]
-    Expired,
-    #[error("Role \"{0}\" not allowed: the Trustee's configuration lists others under [admin]")]
+    #[error(transparent)]
+    Token(#[from] token_verifier::Error),
+    #[error("the administrator's token has no claim role, which must be a text")]
+    NoRole,
+    #[error("Role \"{0}\" not allowed: no rule under [admin] in the Trustee's configuration lets it do this")]
     Role(String),
-    #[error("public_key is not an Ed25519 or EC P-256 public key in PEM")]
-    Key,
-    #[error("roles is empty: nobody could administer")]
-    NoRoles,
-}
-
-#[derive(Deserialize)]
-struct Claims {
-    exp: u64,
-    role: String,
-    sub: Option<String>,
+    #[error("it belongs to another tenant, or to the Trustee: an administrator of a tenant can't reach it")]
+    Tenant,
+    #[error("\"{0}\" is no expression for endpoints; next: begin with ^/kbs and end with $")]
+    Endpoints(String),
+    #[error("\"{0}\" is no method; next: use GET, HEAD, POST, PUT or DELETE")]
+    Method(String),
+    #[error("there are no rules: nobody could administer; next: add a role under [admin]")]
+    NoRules,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use aws_lc_rs::encoding::AsDer as _;
-    use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair as _};
-    use base64::Engine as _;
-    use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
-    use jsonwebtoken::{EncodingKey, Header, encode};
-    use serde_json::{Value, json};
 
-    const NOW: u64 = 1_000;
-
-    /// Keys of a kind: how to sign, and the public half as the configuration has it.
-    fn keys(algorithm: Algorithm) -> (EncodingKey, String) {
-        let pem =
-            |der: &[u8]| format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", STANDARD.encode(der));
-        if algorithm == Algorithm::EdDSA {
-            let pair = Ed25519KeyPair::generate().unwrap();
-            let signing = EncodingKey::from_ed_der(pair.to_pkcs8v1().unwrap().as_ref());
-            (signing, pem(pair.public_key().as_der().unwrap().as_ref()))
-        } else {
-            let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_ASN1_SIGNING).unwrap();
-            let signing = EncodingKey::from_ec_der(pair.to_pkcs8v1().unwrap().as_ref());
-            (signing, pem(pair.public_key().as_der().unwrap().as_ref()))
-        }
-    }
-
-    fn rule(public_key: &str) -> Admin {
-        Admin::Authenticated(Box::new(Authenticated::new(public_key.as_bytes(), vec!["admin".to_owned()]).unwrap()))
-    }
-
-    fn check(rule: &Admin, token: &str) -> Result<Administrator, Error> {
-        rule.authorize(Some(token), Timestamp::from_unix(NOW))
+    fn allowed(endpoints: &str, methods: &[&str], method: Method, uri: &str) -> bool {
+        let methods: Vec<String> = methods.iter().map(|&name| name.to_owned()).collect();
+        Rule::new("r".to_owned(), endpoints, &methods, None).unwrap().allows(&method, uri)
     }
 
     #[test]
-    fn a_good_token_names_its_holder() {
-        for algorithm in [Algorithm::EdDSA, Algorithm::ES256] {
-            let (signing, public) = keys(algorithm);
-            let claims = json!({ "exp": NOW + 1, "role": "admin", "sub": "kim" });
-            let token = encode(&Header::new(algorithm), &claims, &signing).unwrap();
-            let expected = Administrator { subject: Some("kim".to_owned()), role: "admin".to_owned() };
-            assert_eq!(check(&rule(&public), &token), Ok(expected));
-            assert_eq!(Admin::DenyAll.authorize(Some(&token), Timestamp::from_unix(NOW)), Err(Error::DenyAll));
-        }
-    }
-
-    #[test]
-    fn claims_are_required_and_checked() {
-        let (signing, public) = keys(Algorithm::EdDSA);
-        for (claims, expected) in [
-            (json!({ "exp": NOW, "role": "admin" }), Error::Expired),
-            (json!({ "role": "admin" }), Error::Token),
-            (json!({ "exp": NOW + 1 }), Error::Token),
-            (json!({ "exp": NOW + 1, "role": "guest" }), Error::Role("guest".to_owned())),
-            (json!({ "exp": NOW + 1, "role": ["admin"] }), Error::Token),
+    fn a_rule_allows_whole_paths_and_its_methods() {
+        for (endpoints, uri, expected) in [
+            ("^/kbs/v0/.*$", "/kbs/v0/resource/a/b/c", true),
+            ("^/kbs/v0/reference-value/[a-zA-Z0-9]+$", "/kbs/v0/reference-value/svn", true),
+            ("^/kbs/v0/reference-value/[a-zA-Z0-9]+$", "/kbs/v0/reference-value/svn/x", false),
+            ("^/kbs/v0/reference-value/[a-zA-Z0-9]+$", "/kbs/v0/resource-policy", false),
+            ("^/kbs/v0/(auth|attest)$", "/kbs/v0/attest", true),
         ] {
-            let token = encode(&Header::new(Algorithm::EdDSA), &claims, &signing).unwrap();
-            assert_eq!(check(&rule(&public), &token), Err(expected), "{claims}");
+            assert_eq!(allowed(endpoints, &[], Method::POST, uri), expected, "{endpoints} {uri}");
         }
-        assert_eq!(rule(&public).authorize(None, Timestamp::from_unix(NOW)), Err(Error::NoToken));
+        assert!(allowed("^/kbs/.*$", &["GET", "HEAD"], Method::GET, "/kbs/v0/resource"));
+        assert!(!allowed("^/kbs/.*$", &["GET", "HEAD"], Method::POST, "/kbs/v0/resource"));
     }
 
     #[test]
-    fn the_algorithm_is_the_keys_and_not_the_tokens() {
-        let (_, public) = keys(Algorithm::EdDSA);
-        let claims = json!({ "exp": NOW + 1, "role": "admin" });
-        let encoded = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
-        let (other_ed, _) = keys(Algorithm::EdDSA);
-        let (ec, _) = keys(Algorithm::ES256);
-        let hmac = EncodingKey::from_secret(public.as_bytes());
-        for token in [
-            format!("{}.{}.", encoded(&json!({ "alg": "none" })), encoded(&claims)),
-            encode(&Header::new(Algorithm::HS256), &claims, &hmac).unwrap(),
-            encode(&Header::new(Algorithm::ES256), &claims, &ec).unwrap(),
-            encode(&Header::new(Algorithm::EdDSA), &claims, &other_ed).unwrap(),
-            String::new(),
-            "a.b.c".to_owned(),
-        ] {
-            assert_eq!(check(&rule(&public), &token), Err(Error::Token), "{token}");
+    fn an_expression_that_is_not_anchored_is_refused() {
+        for bad in ["", "/kbs/v0/.*", "^/kbs/v0/.*", "/kbs$", "^/kbs/(a$", "^/other$"] {
+            assert!(matches!(Rule::new("r".to_owned(), bad, &[], None), Err(Error::Endpoints(_))), "{bad:?} passed");
         }
-    }
-
-    #[test]
-    fn a_rule_needs_a_key_and_a_role() {
-        let (_, public) = keys(Algorithm::ES256);
-        assert_eq!(Authenticated::new(public.as_bytes(), vec![]).err(), Some(Error::NoRoles));
-        assert_eq!(Authenticated::new(b"no key", vec!["a".to_owned()]).err(), Some(Error::Key));
+        assert!(!allowed("^/kbs/a|/b$", &[], Method::GET, "/kbs/a/b"));
+        assert!(matches!(Rule::new("r".to_owned(), "^/kbs$", &["get".to_owned()], None), Err(Error::Method(_))));
     }
 }

@@ -1,37 +1,29 @@
-//! The HTTP API under `/kbs/v0`: which method and path does what.
-//!
-//! | Method, path | Who | What |
-//! |---|---|---|
-//! | POST /auth, /attest | guests | the handshake |
-//! | GET /resource/r/t/t | guests with a token | a secret, sealed to the guest's key |
-//! | POST, DELETE /resource/r/t/t | administrators | set, delete |
-//! | GET, POST /resource-policy; POST /attestation-policy | administrators | policies |
-//! | POST /reference-value; GET, DELETE /reference-value/name; GET /reference-value | administrators | reference values |
-//! | GET /explain/reference | administrators | the full record of a refusal |
-//! | GET /healthz (outside the prefix) | anyone | whether the store answers |
+//! One request and its answer: read completely, dispatched to what serves it, refused with a reason.
 //!
 //! Empty path segments are ignored: clients join a base URL that ends in a slash with a path that begins with one.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Body;
-use hyper::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, COOKIE, SET_COOKIE};
+use hyper::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, COOKIE, ETAG, HOST, SET_COOKIE};
 use hyper::http::{HeaderValue, request::Parts};
 use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::Broker;
-use crate::excerpt::excerpt;
 use crate::refusal::Refusal;
+use crate::routes::{Found, Route, find};
 use crate::session;
 
 /// One request, read completely.
 pub(crate) struct Call {
     pub peer: IpAddr,
+    pub method: Method,
     pub headers: HeaderMap,
     pub path: String,
     pub query: Option<String>,
@@ -40,8 +32,10 @@ pub(crate) struct Call {
 
 /// What a request is answered with when it is not refused.
 pub(crate) struct Reply {
+    status: StatusCode,
     body: Bytes,
-    json: bool,
+    content_type: Option<&'static str>,
+    etag: Option<String>,
     set_cookie: Option<String>,
 }
 
@@ -59,9 +53,9 @@ impl Broker {
             Err(refusal) => {
                 tracing::info!(%peer, status = refusal.status().as_u16(), %refusal, "refused");
                 let body = serde_json::to_vec(&refusal.information()).unwrap_or_default();
-                let mut response = Reply { body: body.into(), json: true, set_cookie: None }.into_response();
-                *response.status_mut() = refusal.status();
-                response
+                Reply { body: body.into(), content_type: Some(JSON), ..Reply::empty() }
+                    .with_status(refusal.status())
+                    .into_response()
             }
         }
     }
@@ -73,37 +67,55 @@ impl Broker {
     {
         let (Parts { method, uri, headers, .. }, body) = request.into_parts();
         let (body, _held) = self.bodies.read(&headers, body).await?;
-        let call = Call { peer, headers, path: uri.path().to_owned(), query: uri.query().map(str::to_owned), body };
+        let (path, query) = (uri.path().to_owned(), uri.query().map(str::to_owned));
+        let call = Call { peer, method, headers, path, query, body };
         let segments: Vec<&str> = call.path.split('/').filter(|segment| !segment.is_empty()).collect();
-
-        let route = match segments.as_slice() {
-            ["healthz"] if method == Method::GET => return self.healthz().await,
-            ["kbs", "v0", route @ ..] => route,
-            _ => return Err(Refusal::Path),
+        let (route, open) = match find(&call.method, &segments) {
+            Found::Endpoint(route, open) => (route, open),
+            Found::OtherMethod => return Err(Refusal::Method),
+            Found::Nothing => return Err(Refusal::Path),
         };
-        match (method.as_str(), route) {
-            ("POST", ["auth"]) => self.auth(&call).await,
-            ("POST", ["attest"]) => self.attest(&call).await,
-            ("GET", ["resource", path @ ..]) => self.get_resource(&call, &path.join("/")).await,
-            ("POST", ["resource", path @ ..]) => self.set_resource(&call, &path.join("/")).await,
-            ("DELETE", ["resource", path @ ..]) => self.delete_resource(&call, &path.join("/")).await,
-            ("GET", ["resource-policy"]) => self.list_resource_policies(&call),
-            ("POST", ["resource-policy"]) => self.set_resource_policy(&call).await,
-            ("POST", ["attestation-policy"]) => self.set_attestation_policy(&call).await,
-            ("POST", ["reference-value"]) => self.register_reference_values(&call).await,
-            ("GET", ["reference-value"]) => self.list_reference_values(&call),
-            ("GET", ["reference-value", name @ ..]) => self.reference_value(&call, &name.join("/")),
-            ("DELETE", ["reference-value", name @ ..]) => self.delete_reference_value(&call, &name.join("/")).await,
-            ("GET", ["explain", reference]) => self.explain(&call, reference),
-            (_, ["auth" | "attest" | "resource-policy" | "attestation-policy"])
-            | (_, ["resource" | "reference-value" | "explain", ..]) => Err(Refusal::Method),
-            (_, [plugin, ..]) => Err(Refusal::Plugin(excerpt(plugin))),
-            (_, []) => Err(Refusal::Path),
+        let name = open.join("/");
+        match route {
+            Route::Auth => self.auth(&call).await,
+            Route::Attest => self.attest(&call).await,
+            Route::GetResource => self.get_resource(&call, &name).await,
+            Route::ResourceVersion => self.resource_version(&call, &name).await,
+            Route::ListResources => self.list_resources(&call).await,
+            Route::SetResource => self.set_resource(&call, &name).await,
+            Route::DeleteResource => self.delete_resource(&call, &name).await,
+            Route::ListResourcePolicies => self.list_resource_policies(&call).await,
+            Route::GetResourcePolicy => self.resource_policy(&call, &name).await,
+            Route::SetResourcePolicy => self.set_resource_policy(&call, open.first().copied()).await,
+            Route::DeleteResourcePolicy => self.delete_resource_policy(&call, &name).await,
+            Route::ListAttestationPolicies => self.list_attestation_policies(&call).await,
+            Route::GetAttestationPolicy => self.attestation_policy(&call, &name).await,
+            Route::SetAttestationPolicy => self.set_attestation_policy(&call, open.first().copied()).await,
+            Route::DeleteAttestationPolicy => self.delete_attestation_policy(&call, &name).await,
+            Route::ListReferenceValues => self.list_reference_values(&call).await,
+            Route::GetReferenceValue => self.reference_value(&call, &name).await,
+            Route::RegisterReferenceValues => self.register_reference_values(&call).await,
+            Route::DeleteReferenceValue => self.delete_reference_value(&call, &name).await,
+            Route::Explain => self.explain(&call, &name).await,
+            Route::Audit => self.audit_lines(&call).await,
+            Route::Backup => self.backup(&call).await,
+            Route::Plugin => self.plugin(&call, &open).await,
+            Route::Healthz => Ok(Reply::empty()),
+            Route::Readyz => self.readyz().await,
+            Route::Metrics => Ok(Reply::text(self.metrics.render(), "application/openmetrics-text; version=1.0.0")),
+            Route::Jwks => Reply::json(&self.attester.built_in()?.jwks()),
+            Route::OpenIdConfiguration => {
+                let host = call.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+                Reply::json(&self.attester.built_in()?.openid_configuration(&format!("{}://{host}", self.scheme)))
+            }
         }
     }
 
-    async fn healthz(&self) -> Result<Reply, Refusal> {
+    async fn readyz(&self) -> Result<Reply, Refusal> {
         self.store.ping().await?;
+        if !self.store.healthy() {
+            return Err(Refusal::NotReady);
+        }
         Ok(Reply::empty())
     }
 }
@@ -115,6 +127,19 @@ impl Call {
     /// [`Refusal::Body`] with line and column.
     pub fn json<T: DeserializeOwned>(&self) -> Result<T, Refusal> {
         serde_json::from_slice(&self.body).map_err(|e| Refusal::Body(e.to_string()))
+    }
+
+    /// The members of the query; of several with one name the last.
+    pub fn query_members(&self) -> BTreeMap<String, String> {
+        form_urlencoded::parse(self.query.as_deref().unwrap_or_default().as_bytes()).into_owned().collect()
+    }
+
+    /// Path and query, as rules for administrators match them.
+    pub fn uri(&self) -> String {
+        match &self.query {
+            Some(query) => format!("{}?{query}", self.path),
+            None => self.path.clone(),
+        }
     }
 
     /// The token in the `Authorization` header.
@@ -136,7 +161,7 @@ impl Call {
 impl Reply {
     /// Done, and nothing to say.
     pub fn empty() -> Self {
-        Self { body: Bytes::new(), json: false, set_cookie: None }
+        Self { status: StatusCode::OK, body: Bytes::new(), content_type: None, etag: None, set_cookie: None }
     }
 
     /// A JSON document.
@@ -145,7 +170,12 @@ impl Reply {
     /// [`Refusal::Body`] for what has no form in JSON, which no type here is.
     pub fn json(value: &impl Serialize) -> Result<Self, Refusal> {
         let body = serde_json::to_vec(value).map_err(|e| Refusal::Body(e.to_string()))?;
-        Ok(Self { body: body.into(), json: true, set_cookie: None })
+        Ok(Self::text(body, JSON))
+    }
+
+    /// Anything else.
+    pub fn text(body: impl Into<Bytes>, content_type: &'static str) -> Self {
+        Self { body: body.into(), content_type: Some(content_type), ..Self::empty() }
     }
 
     /// The same with a cookie.
@@ -153,19 +183,32 @@ impl Reply {
         Self { set_cookie: Some(set_cookie), ..self }
     }
 
+    /// The same with an ETag, if there is a version to name.
+    pub fn with_etag(self, version: Option<String>) -> Self {
+        Self { etag: version.map(|version| format!("\"{version}\"")), ..self }
+    }
+
+    /// The same with another status.
+    pub fn with_status(self, status: StatusCode) -> Self {
+        Self { status, ..self }
+    }
+
     fn into_response(self) -> Response<Full<Bytes>> {
         let mut response = Response::new(Full::new(self.body));
-        *response.status_mut() = StatusCode::OK;
+        *response.status_mut() = self.status;
         let headers = response.headers_mut();
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        if self.json {
-            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Some(content_type) = self.content_type {
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
         }
-        if let Some(cookie) = self.set_cookie.and_then(|cookie| HeaderValue::try_from(cookie).ok()) {
-            headers.insert(SET_COOKIE, cookie);
+        for (name, value) in [(ETAG, self.etag), (SET_COOKIE, self.set_cookie)] {
+            if let Some(value) = value.and_then(|value| HeaderValue::try_from(value).ok()) {
+                headers.insert(name, value);
+            }
         }
         response
     }
 }
 
+const JSON: &str = "application/json";
 const REQUEST_TIME: Duration = Duration::from_secs(30);

@@ -2,12 +2,14 @@
 //!
 //! Each line has the SHA-256 of the line before it in `prev` (64 zeros in the first), so a line can't be changed or
 //! taken out without every later one showing it. A secret leaves only after its line is written.
+//!
+//! Whoever can reach the Trustee can be refused as often as it likes: of more than [`MAX_REFUSALS`] refusals in a
+//! minute the log says how many there were, and no more.
 
-use std::collections::VecDeque;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
 use std::net::IpAddr;
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -32,8 +34,15 @@ struct State {
     torn: bool,
     sequence: u64,
     previous: String,
-    /// Where the last [`MAX_REFUSALS`] refusals lie: reference, offset and length of the line.
-    refusals: VecDeque<(String, u64, usize)>,
+    refusals: Refusals,
+}
+
+/// The refusals of one minute.
+#[derive(Default)]
+struct Refusals {
+    minute: u64,
+    recorded: u32,
+    suppressed: u32,
 }
 
 /// One line of the log.
@@ -55,15 +64,41 @@ pub(crate) struct Line {
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub(crate) enum Event {
     /// A guest was given a token.
-    Attestation { tee: String, status: String, token: String, init_data: Option<String>, expires: Timestamp },
-    /// A guest was given a resource.
+    Attestation {
+        tee: String,
+        status: String,
+        /// Id of the policy that it was appraised under.
+        #[serde(default)]
+        policy: String,
+        /// Names the session in the logs of all replicas.
+        #[serde(default)]
+        session: String,
+        /// The session had attested before.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        replayed: bool,
+        token: String,
+        init_data: Option<String>,
+        expires: Timestamp,
+    },
+    /// A guest was given a resource, or a plugin's answer.
     Release { resource: String, token: String },
     /// A guest was refused.
     Refusal(RefusalRecord),
-    /// Something was administered.
-    Administration { act: String, target: String, subject: Option<String>, role: String },
+    /// Something is being administered.
+    Administration {
+        act: String,
+        target: String,
+        subject: Option<String>,
+        role: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        tenant: Option<String>,
+    },
+    /// What was to be administered was not.
+    AdministrationFailed { act: String, target: String, cause: String },
     /// Someone with a token that is not good enough tried to administer.
     AdministrationRefused { path: String, cause: String },
+    /// So many refusals of guests and administrators were not written one by one.
+    Suppressed { refusals: u32 },
 }
 
 /// The full record of a refusal, for the owner's eyes.
@@ -72,6 +107,8 @@ pub(crate) struct RefusalRecord {
     pub reference: String,
     /// `attestation` or `resource policy`.
     pub stage: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resource: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -80,8 +117,19 @@ pub(crate) struct RefusalRecord {
     pub claims: Vec<Difference>,
 }
 
+impl RefusalRecord {
+    /// Cuts what comes from outside, so that a line always has less than [`MAX_LINE`] bytes.
+    pub fn shortened(mut self) -> Self {
+        self.claims.truncate(MAX_CLAIMS);
+        self.claims.iter_mut().for_each(shorten);
+        cut(&mut self.cause, MAX_VALUE);
+        self
+    }
+}
+
 impl AuditLog {
-    /// Opens a log, or starts one with mode 0600, and checks the chain of what is there.
+    /// Opens a log, or starts one with mode 0600, and checks the chain of its last [`TAIL`] bytes. The whole chain is
+    /// for `kbs-client audit verify`: a log of years would keep a Trustee from starting.
     ///
     /// A last line without its end is what a crash leaves: it is cut off.
     ///
@@ -101,22 +149,58 @@ impl AuditLog {
 
     /// Appends a line. It is in the system's hands when this returns: it survives the process, not a power failure.
     ///
-    /// What comes from outside is cut, so that a line always has less than [`MAX_LINE`] bytes.
-    ///
     /// # Errors
     /// [`Error::Io`]; then the line does not count, and what there is of it is cut off before the next one.
-    pub(crate) fn record(&self, peer: IpAddr, mut event: Event) -> Result<(), Error> {
-        if let Event::Refusal(record) = &mut event {
-            record.claims.truncate(MAX_CLAIMS);
-            record.claims.iter_mut().for_each(shorten);
-            cut(&mut record.cause, MAX_VALUE);
-        }
-        let reference = match &event {
-            Event::Refusal(record) => Some(record.reference.clone()),
-            _ => None,
-        };
-        let failed = |source| Error::Io { path: self.path.clone(), source };
+    pub(crate) fn record(&self, peer: IpAddr, event: Event) -> Result<(), Error> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let refusals = state.refusals.begin(self.clock.now());
+        if refusals > 0 {
+            self.append(&mut state, peer, Event::Suppressed { refusals })?;
+        }
+        self.append(&mut state, peer, event)
+    }
+
+    /// The same for a refusal, of which there may be any number: false if it was only counted.
+    ///
+    /// # Errors
+    /// As [`AuditLog::record`].
+    pub(crate) fn record_refusal(&self, peer: IpAddr, event: Event) -> Result<bool, Error> {
+        let written = {
+            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            state.refusals.minute != minute(self.clock.now()) || state.refusals.count()
+        };
+        if written {
+            self.record(peer, event)?;
+        }
+        Ok(written)
+    }
+
+    /// The lines from sequence number `from` on, `limit` at most.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the log can't be read.
+    pub(crate) fn lines(&self, from: u64, limit: usize) -> Result<Vec<u8>, Error> {
+        let failed = |source| Error::Io { path: self.path.clone(), source };
+        let length = self.state.lock().unwrap_or_else(PoisonError::into_inner).length;
+        let mut reader = BufReader::new(File::open(&self.path).map_err(failed)?).take(length);
+        let (mut lines, mut line, mut number) = (Vec::new(), Vec::new(), 0);
+        loop {
+            line.clear();
+            if reader.read_until(b'\n', &mut line).map_err(failed)? == 0 {
+                return Ok(lines);
+            }
+            if number >= from {
+                lines.extend_from_slice(&line);
+            }
+            number += 1;
+            if number >= from.saturating_add(limit as u64) || lines.len() > MAX_LINES {
+                return Ok(lines);
+            }
+        }
+    }
+
+    fn append(&self, state: &mut State, peer: IpAddr, event: Event) -> Result<(), Error> {
+        let failed = |source| Error::Io { path: self.path.clone(), source };
         let line =
             Line { sequence: state.sequence, time: self.clock.now(), previous: state.previous.clone(), peer, event };
         let mut text = serde_json::to_vec(&line).map_err(|e| failed(e.into()))?;
@@ -126,49 +210,47 @@ impl AuditLog {
             return Err(failed(io::Error::other("the line is too long")));
         }
         state.append(&text).map_err(failed)?;
-        let offset = state.length;
         state.length += text.len() as u64;
         state.sequence += 1;
         state.previous = hash;
-        if let Some(reference) = reference {
-            state.remember(reference, offset, text.len());
-        }
         Ok(())
     }
+}
 
-    /// The record of a refusal and when it happened, if it is among the last [`MAX_REFUSALS`].
-    ///
-    /// # Errors
-    /// [`Error::Io`] if the log can't be read.
-    pub(crate) fn refusal(&self, reference: &str) -> Result<Option<(Timestamp, RefusalRecord)>, Error> {
-        let failed = |source| Error::Io { path: self.path.clone(), source };
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some((_, offset, length)) = state.refusals.iter().rev().find(|(known, ..)| known == reference) else {
-            return Ok(None);
-        };
-        let mut text = vec![0; *length];
-        state.file.read_exact_at(&mut text, *offset).map_err(failed)?;
-        let line: Line = serde_json::from_slice(&text).map_err(|e| failed(e.into()))?;
-        match line.event {
-            Event::Refusal(record) => Ok(Some((line.time, record))),
-            _ => Ok(None),
+impl Refusals {
+    /// Starts a new minute if it is time to; how many refusals of the last one were not written.
+    fn begin(&mut self, now: Timestamp) -> u32 {
+        let minute = minute(now);
+        if self.minute == minute {
+            return 0;
         }
+        std::mem::replace(self, Self { minute, recorded: 1, suppressed: 0 }).suppressed
+    }
+
+    /// Counts a refusal of the running minute; false if it is one too many.
+    fn count(&mut self) -> bool {
+        let fits = self.recorded < MAX_REFUSALS;
+        *(if fits { &mut self.recorded } else { &mut self.suppressed }) += 1;
+        fits
     }
 }
 
 impl State {
     fn read(file: File, path: &Path) -> Result<Self, Error> {
         let failed = |source| Error::Io { path: path.to_owned(), source };
-        let mut state = Self {
-            file,
-            length: 0,
-            torn: false,
-            sequence: 0,
-            previous: "0".repeat(HASH_DIGITS),
-            refusals: VecDeque::new(),
-        };
+        let previous = "0".repeat(HASH_DIGITS);
+        let mut state = Self { file, length: 0, torn: false, sequence: 0, previous, refusals: Refusals::default() };
         let mut reader = BufReader::new(state.file.try_clone().map_err(failed)?);
-        reader.seek(SeekFrom::Start(0)).map_err(failed)?;
+        let end = reader.seek(SeekFrom::End(0)).map_err(failed)?;
+        let mut joining = end > TAIL;
+        if joining {
+            // From the first whole line on.
+            let start = reader.seek(SeekFrom::Start(end - TAIL)).map_err(failed)?;
+            let skipped = reader.skip_until(b'\n').map_err(failed)?;
+            state.length = start + skipped as u64;
+        } else {
+            reader.seek(SeekFrom::Start(0)).map_err(failed)?;
+        }
         let mut text = Vec::new();
         loop {
             text.clear();
@@ -186,13 +268,11 @@ impl State {
                 return Ok(state);
             }
             let line: Option<Line> = serde_json::from_slice(&text).ok();
-            let line = line.filter(|line| line.previous == state.previous && line.sequence == state.sequence);
-            let line = line.ok_or(Error::Broken { path: path.to_owned(), line: state.sequence + 1 })?;
-            if let Event::Refusal(record) = line.event {
-                state.remember(record.reference, state.length, length);
-            }
+            let fits = |line: &Line| joining || (line.previous == state.previous && line.sequence == state.sequence);
+            let line = line.filter(fits).ok_or(Error::Broken { path: path.to_owned(), line: state.sequence + 1 })?;
+            joining = false;
             state.length += length as u64;
-            state.sequence += 1;
+            state.sequence = line.sequence + 1;
             state.previous = hash(&text);
         }
     }
@@ -205,13 +285,6 @@ impl State {
         let written = self.file.write_all(line);
         self.torn = written.is_err() && self.file.set_len(self.length).is_err();
         written
-    }
-
-    fn remember(&mut self, reference: String, offset: u64, length: usize) {
-        if self.refusals.len() == MAX_REFUSALS {
-            self.refusals.pop_front();
-        }
-        self.refusals.push_back((reference, offset, length));
     }
 }
 
@@ -251,12 +324,20 @@ fn cut(text: &mut String, limit: usize) {
     }
 }
 
+fn minute(time: Timestamp) -> u64 {
+    time.unix() / 60
+}
+
 fn hash(line: &[u8]) -> String {
     hex::encode(digest(&SHA256, line).as_ref())
 }
 
-/// How many refusals can be explained; older ones are still in the file.
-pub const MAX_REFUSALS: usize = 10_000;
+/// Most refusals in a minute that get a line of their own.
+const MAX_REFUSALS: u32 = 1_000;
+/// How much of a log is checked when it is opened.
+const TAIL: u64 = 4 << 20;
+/// About how many bytes of lines are given out at once.
+const MAX_LINES: usize = 4 << 20;
 const HASH_DIGITS: usize = 64;
 const MAX_CLAIMS: usize = 32;
 const MAX_VALUE: usize = 2048;
@@ -273,7 +354,8 @@ mod tests {
     fn refusal(reference: &str) -> Event {
         let claims = vec![Difference::new("/a", Value::from("x".repeat(9_000)), Value::Null)];
         let (reference, stage, cause) = (reference.to_owned(), "resource policy".to_owned(), "denied".to_owned());
-        Event::Refusal(RefusalRecord { reference, stage, resource: None, token: None, cause, claims })
+        let record = RefusalRecord { reference, stage, session: None, resource: None, token: None, cause, claims };
+        Event::Refusal(record.shortened())
     }
 
     fn release() -> Event {
@@ -285,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_chained_and_refusals_found_after_a_restart_too() {
+    fn lines_are_chained_over_a_restart() {
         let directory = tempfile::tempdir().unwrap();
         let first = log(&directory).unwrap();
         first.record(PEER, release()).unwrap();
@@ -295,13 +377,6 @@ mod tests {
         let second = log(&directory).unwrap();
         second.record(PEER, refusal("0002")).unwrap();
 
-        for reference in ["0001", "0002"] {
-            let (_, record) = second.refusal(reference).unwrap().unwrap();
-            assert_eq!(record.reference, reference);
-            assert!(record.claims[0].actual.as_str().unwrap().ends_with("… (9002 bytes)"));
-        }
-        assert!(second.refusal("0003").unwrap().is_none());
-
         let text = std::fs::read_to_string(directory.path().join("audit.jsonl")).unwrap();
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 3);
@@ -309,6 +384,53 @@ mod tests {
             let line: Line = serde_json::from_str(line).unwrap();
             assert_eq!(line.previous, hash(previous.as_bytes()));
         }
+        assert_eq!(second.lines(1, 1).unwrap(), format!("{}\n", lines[1]).into_bytes());
+        assert_eq!(second.lines(1, 9).unwrap(), format!("{}\n{}\n", lines[1], lines[2]).into_bytes());
+    }
+
+    #[test]
+    fn of_a_long_log_the_end_is_checked_and_continued() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("audit.jsonl");
+        let first = log(&directory).unwrap();
+        while first.state.lock().unwrap().length < TAIL + (1 << 20) {
+            first.record(PEER, refusal("0001")).unwrap();
+        }
+        let (sequence, previous) = {
+            let state = first.state.lock().unwrap();
+            (state.sequence, state.previous.clone())
+        };
+        drop(first);
+        let second = log(&directory).unwrap();
+        {
+            let state = second.state.lock().unwrap();
+            assert_eq!((state.sequence, state.previous.as_str()), (sequence, previous.as_str()));
+            assert_eq!(state.length, std::fs::metadata(&path).unwrap().len());
+        }
+        drop(second);
+
+        let mut text = std::fs::read(&path).unwrap();
+        let at = text.len() - 10_000;
+        text[at] ^= 1;
+        std::fs::write(&path, text).unwrap();
+        assert!(matches!(log(&directory), Err(Error::Broken { .. })));
+    }
+
+    #[test]
+    fn a_flood_of_refusals_is_counted() {
+        let directory = tempfile::tempdir().unwrap();
+        let seconds = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(6_000));
+        let log = AuditLog::open(directory.path().join("audit.jsonl"), Clock::set_by(seconds.clone())).unwrap();
+        let written = (0..MAX_REFUSALS + 50).filter(|_| log.record_refusal(PEER, refusal("1")).unwrap()).count();
+        assert_eq!(written, MAX_REFUSALS as usize);
+
+        seconds.fetch_add(60, std::sync::atomic::Ordering::Relaxed);
+        log.record(PEER, release()).unwrap();
+        let end = log.lines(u64::from(MAX_REFUSALS), 9).unwrap();
+        let end: Vec<Line> = end.split_inclusive(|&b| b == b'\n').map(|l| serde_json::from_slice(l).unwrap()).collect();
+        assert!(matches!(end[0].event, Event::Suppressed { refusals: 50 }));
+        assert!(matches!(end[1].event, Event::Release { .. }));
+        assert!(log.record_refusal(PEER, refusal("1")).unwrap());
     }
 
     #[test]
@@ -346,16 +468,13 @@ mod tests {
             99
         ];
         let (reference, stage) = ("0001".to_owned(), "attestation".to_owned());
-        first
-            .record(
-                PEER,
-                Event::Refusal(RefusalRecord { reference, stage, resource: None, token: None, cause: long, claims }),
-            )
-            .unwrap();
+        let record =
+            RefusalRecord { reference, stage, session: None, resource: None, token: None, cause: long, claims };
+        first.record(PEER, Event::Refusal(record.shortened())).unwrap();
         first.record(PEER, release()).unwrap();
         drop(first);
 
-        assert!(log(&directory).unwrap().refusal("0001").unwrap().is_some());
+        assert!(log(&directory).is_ok());
         let text = std::fs::read_to_string(directory.path().join("audit.jsonl")).unwrap();
         assert_eq!(text.lines().count(), 2);
         assert!((text.len() as u64) < MAX_LINE);

@@ -14,6 +14,7 @@ use crate::refusal::Refusal;
 /// The memory for the bodies of all requests that are being answered.
 pub(crate) struct Bodies {
     free: AtomicUsize,
+    largest: usize,
 }
 
 /// What one body takes of it, given back when this is dropped.
@@ -22,19 +23,18 @@ pub(crate) struct Held<'a> {
     bytes: usize,
 }
 
-impl Default for Bodies {
-    fn default() -> Self {
-        Self { free: AtomicUsize::new(MAX_BODIES) }
-    }
-}
-
 impl Bodies {
+    /// Bodies of at most `largest` bytes each.
+    pub fn new(largest: usize) -> Self {
+        Self { free: AtomicUsize::new(MAX_BODIES), largest }
+    }
+
     /// Reads a body to its end.
     ///
     /// What has arrived counts and not what is announced, so that nobody takes memory from others by a promise.
     ///
     /// # Errors
-    /// [`Refusal::TooLarge`] beyond 2 MiB, [`Refusal::Busy`] if all bodies together have more than 256 MiB,
+    /// [`Refusal::TooLarge`] beyond the largest size, [`Refusal::Busy`] if all bodies together have more than 256 MiB,
     /// [`Refusal::Body`] if the client breaks off.
     pub async fn read<B>(&self, headers: &HeaderMap, body: B) -> Result<(Bytes, Held<'_>), Refusal>
     where
@@ -43,13 +43,13 @@ impl Bodies {
     {
         let mut body = pin!(body);
         let announced = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
-        let mut too_large = announced.is_some_and(|length| length > MAX_BODY);
+        let mut too_large = announced.is_some_and(|length| length > self.largest);
         let (mut collected, mut discarded) = (BytesMut::new(), 0);
         let mut held = Held { bodies: self, bytes: 0 };
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|e| Refusal::Body(e.into().to_string()))?;
             let Ok(data) = frame.into_data() else { continue };
-            too_large = too_large || collected.len() + data.len() > MAX_BODY;
+            too_large = too_large || collected.len() + data.len() > self.largest;
             if !too_large {
                 held.take(data.len())?;
                 collected.extend_from_slice(&data);
@@ -61,7 +61,7 @@ impl Bodies {
                 break;
             }
         }
-        if too_large { Err(Refusal::TooLarge(MAX_BODY)) } else { Ok((collected.freeze(), held)) }
+        if too_large { Err(Refusal::TooLarge(self.largest)) } else { Ok((collected.freeze(), held)) }
     }
 }
 
@@ -80,7 +80,6 @@ impl Drop for Held<'_> {
     }
 }
 
-const MAX_BODY: usize = 2 << 20;
 const MAX_BODIES: usize = 256 << 20;
 const MAX_DISCARDED: usize = 16 << 20;
 
@@ -89,13 +88,15 @@ mod tests {
     use super::*;
     use http_body_util::Full;
 
+    const MAX_BODY: usize = 2 << 20;
+
     async fn read(bodies: &Bodies, length: usize) -> Result<(Bytes, Held<'_>), Refusal> {
         bodies.read(&HeaderMap::new(), Full::new(Bytes::from(vec![b' '; length]))).await
     }
 
     #[tokio::test]
     async fn bodies_are_bounded_each_and_together() {
-        let bodies = Bodies::default();
+        let bodies = Bodies::new(MAX_BODY);
         let mut held = Vec::new();
         for _ in 0..MAX_BODIES / MAX_BODY {
             held.push(read(&bodies, MAX_BODY).await.unwrap());

@@ -1,41 +1,48 @@
 //! The handshake: a guest asks, is challenged, attests and is given a token (RCAR).
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use serde_json::Value;
-use store::seal::random;
-use wire::jwe::TeePublicKey;
+use serde_json::{Value, json};
 use wire::rcar::{Attestation, Challenge, Request, Tee, TokenResponse, VERSION};
 
 use crate::Broker;
 use crate::api::{Call, Reply};
+use crate::attester::{Attested, Cause};
 use crate::audit::{Event, RefusalRecord};
 use crate::excerpt::excerpt;
 use crate::refusal::Refusal;
-use crate::session::Session;
+use crate::replay::SessionId;
+use crate::session::{Challenged, Session};
 use crate::tokens;
 
 impl Broker {
     /// `POST /auth`: a nonce, and a cookie that remembers it. Writes nothing.
     pub(crate) async fn auth(&self, call: &Call) -> Result<Reply, Refusal> {
+        self.metrics.auth_requests.inc();
         let request: Request = call.json()?;
         if request.version != VERSION {
             return Err(Refusal::Version(excerpt(&request.version)));
         }
-        self.attestation.supports(request.tee).map_err(Refusal::Tee)?;
-        let nonce = STANDARD.encode(random::<32>().map_err(store::Error::from)?.as_slice());
-        let cookie = self.sessions.challenged(nonce.clone(), request.tee).await?;
-        Ok(Reply::json(&Challenge { nonce, extra_params: Value::from("") })?.with_cookie(cookie))
+        self.attester.supports(request.tee)?;
+        let policy = self.selected_policy(&request.extra_params)?;
+        let extra_params = selected_hash(request.tee, &request.extra_params)?;
+        let params = match request.tee {
+            Tee::Se => request.extra_params.to_string(),
+            _ => String::new(),
+        };
+        let nonce = self.attester.challenge(request.tee, &params).await?;
+        let cookie = self.sessions.challenged(nonce.clone(), request.tee, policy).await?;
+        self.metrics.auth_successes.inc();
+        Ok(Reply::json(&Challenge { nonce, extra_params })?.with_cookie(cookie))
     }
 
     /// `POST /attest`: evidence against a token.
     pub(crate) async fn attest(&self, call: &Call) -> Result<Reply, Refusal> {
+        self.metrics.attestation_requests.inc();
         let cookie = call.cookie().ok_or(Refusal::NoSession)?;
-        let (nonce, tee) = match self.sessions.open(cookie).await? {
-            Session::Challenged { nonce, tee, .. } => (nonce, tee),
+        let Challenged { nonce, tee, policy, .. } = match self.sessions.open(cookie).await? {
+            Session::Challenged(challenged) => challenged,
             // Asked again after success, a session answers the same.
             Session::Attested { token } => {
-                self.tokens.verify(&token, &self.attestation, self.clock.now())?;
+                self.tokens.verify(&token, &self.attester, self.clock.now()).await?;
                 return Reply::json(&TokenResponse { token });
             }
             Session::Kept { .. } => return Err(Refusal::NoSession),
@@ -45,40 +52,74 @@ impl Broker {
             return Err(Refusal::Nonce);
         }
         // A token for a key that nothing can be sealed to would be of no use.
-        TeePublicKey::from_jwk(&attestation.runtime_data.tee_pubkey).map_err(Refusal::TeeKey)?;
+        self.tokens.public_key(&attestation.runtime_data.tee_pubkey)?;
 
-        let appraisal = match self.attestation.appraise(tee, &attestation) {
-            Ok(appraisal) => appraisal,
-            Err(cause) => return Err(self.refuse_attestation(call, tee, cause)),
+        let session = SessionId::of(&nonce);
+        let attested = match self.attester.attest(tee, &attestation, &policy).await {
+            Ok(attested) => attested,
+            Err(cause) => return Err(self.refuse_attestation(call, tee, session, cause).await),
         };
+        let Attested { token, status, expiry, init_data } = attested;
         let event = Event::Attestation {
             tee: tee.to_string(),
-            status: appraisal.status.to_string(),
-            token: tokens::id(&appraisal.token),
-            init_data: appraisal.init_data,
-            expires: appraisal.expiry,
+            status,
+            policy,
+            session: session.text(),
+            replayed: self.seen.again(session),
+            token: tokens::id(&token),
+            init_data,
+            expires: expiry,
         };
         self.audit.record(call.peer, event)?;
-        let cookie = self.sessions.attested(&appraisal.token, appraisal.expiry).await?;
-        Ok(Reply::json(&TokenResponse { token: appraisal.token })?.with_cookie(cookie))
+        let cookie = self.sessions.attested(&token, expiry).await?;
+        self.metrics.attested(tee, true);
+        Ok(Reply::json(&TokenResponse { token })?.with_cookie(cookie))
     }
 
-    fn refuse_attestation(&self, call: &Call, tee: Tee, cause: attestation::Error) -> Refusal {
-        let reference = match random::<8>() {
-            Ok(bytes) => hex::encode(bytes.as_slice()),
-            Err(e) => return Refusal::Store(e.into()),
+    /// The id of the attestation policy that a guest asks for by a selector in its request.
+    fn selected_policy(&self, extra_params: &Value) -> Result<String, Refusal> {
+        let Some(selector) = extra_params.get(SELECTOR) else { return Ok(DEFAULT_POLICY.to_owned()) };
+        let selector = selector.as_str().ok_or_else(|| Refusal::Selector("not a text".to_owned()))?;
+        let mapped = self.policy_ids.get(selector).map(String::as_str);
+        let tenant = self.tenants.get(selector).map(|tenant| tenant.as_str());
+        let policy = mapped.or(tenant).ok_or_else(|| Refusal::Selector(excerpt(selector)))?;
+        Ok(policy.to_owned())
+    }
+
+    async fn refuse_attestation(&self, call: &Call, tee: Tee, session: SessionId, cause: Cause) -> Refusal {
+        self.metrics.attested(tee, false);
+        let reference = match self.reference() {
+            Ok(reference) => reference,
+            Err(e) => return e,
         };
         let record = RefusalRecord {
             reference: reference.clone(),
             stage: "attestation".to_owned(),
+            session: Some(session.text()),
             resource: None,
             token: None,
             cause: format!("evidence of TEE {tee}: {cause}"),
             claims: cause.difference().into_iter().collect(),
         };
-        match self.audit.record(call.peer, Event::Refusal(record)) {
+        match self.refused(call, record).await {
             Ok(()) => Refusal::Attestation { cause, reference },
-            Err(e) => e.into(),
+            Err(e) => e,
         }
     }
 }
+
+/// What the challenge says about hash algorithms: guests of IBM Secure Execution are told to use SHA-512, all others
+/// use SHA-384 unasked.
+fn selected_hash(tee: Tee, extra_params: &Value) -> Result<Value, Refusal> {
+    match (tee, extra_params["supported-hash-algorithms"].as_array()) {
+        (Tee::Se, Some(offered)) if offered.iter().any(|name| name == "sha512") => {
+            Ok(json!({ "selected-hash-algorithm": "sha512" }))
+        }
+        (Tee::Se, Some(_)) => Err(Refusal::HashAlgorithms),
+        _ => Ok(Value::from("")),
+    }
+}
+
+/// The member of a request's `extra-params` that selects an attestation policy.
+const SELECTOR: &str = "attestation-policy-selector";
+const DEFAULT_POLICY: &str = "default";

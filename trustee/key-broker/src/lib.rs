@@ -1,114 +1,145 @@
 //! The key broker: guests attest to it and fetch secrets, owners say who may have what, and it keeps the record.
 //!
-//! [`Broker::answer`] is the whole HTTP API; [`server::serve`] puts it behind sockets.
+//! [`Broker::answer`] is the whole HTTP API; [`openapi()`] describes it.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod admin;
+pub mod attester;
 pub mod audit;
-pub mod server;
+pub mod reference_value_provider;
+pub mod tenants;
 
 mod administration;
 mod api;
 mod bodies;
 mod excerpt;
 mod handshake;
+mod metrics;
+mod openapi;
+mod plugin;
+mod precondition;
 mod refusal;
+mod replay;
 mod resource;
 mod resource_policy;
+mod routes;
 mod session;
 mod session_keys;
 mod tokens;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use attestation::verifier::Enabled;
-use attestation::{AttestationService, Settings as AttestationSettings};
-use reference_values::ReferenceValues;
+use ::plugins::Plugin;
+use prometheus_client::registry::Registry;
+use resource_backends::Backend;
 use store::Store;
 use store::clock::Clock;
 
 use admin::Admin;
+use attester::Attester;
 use audit::AuditLog;
 use bodies::Bodies;
-use resource_policy::ResourcePolicy;
+use metrics::Metrics;
+pub use openapi::openapi;
+use reference_value_provider::Provider;
+use replay::Seen;
+use resource_policy::ResourcePolicies;
 use session::Sessions;
+use tenants::Tenants;
 use tokens::Tokens;
 
-/// A key broker with its attestation service and reference values, all on one store.
+/// A key broker, composed of its parts.
 pub struct Broker {
     store: Store,
     clock: Clock,
-    attestation: AttestationService,
-    reference_values: ReferenceValues,
-    resource_policy: ResourcePolicy,
+    attester: Attester,
+    reference_values: Provider,
+    backend: Arc<dyn Backend>,
+    plugins: Vec<Arc<dyn Plugin>>,
+    resource_policies: ResourcePolicies,
     sessions: Sessions,
+    seen: Seen,
     tokens: Tokens,
     admin: Admin,
+    tenants: Tenants,
+    policy_ids: BTreeMap<String, String>,
     audit: AuditLog,
     bodies: Bodies,
+    metrics: Metrics,
+    scheme: &'static str,
 }
 
-/// How a broker is set up.
-pub struct Settings {
-    /// Where the database and its master key lie.
-    pub storage: PathBuf,
-    /// The audit log's file.
-    pub audit: PathBuf,
+/// What a broker is made of.
+pub struct Parts {
+    /// Resource policies, session keys and refusals are kept here.
+    pub store: Store,
+    pub clock: Clock,
+    /// Verifies evidence and tokens.
+    pub attester: Attester,
+    pub reference_values: Provider,
+    /// Where resources are kept.
+    pub backend: Arc<dyn Backend>,
+    pub plugins: Vec<Arc<dyn Plugin>>,
     /// Who may administer.
     pub admin: Admin,
-    /// Accept evidence of the sample TEE.
-    pub sample_verifier: bool,
-    /// How long an attestation token is valid.
-    pub token_lifetime: Duration,
+    pub tenants: Tenants,
+    /// Where the broker's counters are registered, and what `/metrics` shows.
+    pub registry: Arc<Mutex<Registry>>,
+    pub settings: Settings,
+}
+
+/// How a broker behaves.
+pub struct Settings {
+    /// The audit log's file.
+    pub audit: PathBuf,
+    /// How long a challenge can be answered.
+    pub session_lifetime: Duration,
     /// Whether clients come over TLS: cookies are then marked `Secure`.
     pub tls: bool,
+    /// Largest body of a request, in bytes.
+    pub max_body: usize,
+    /// JSON pointers to guests' keys in tokens, besides the usual ones.
+    pub tee_key_paths: Vec<String>,
+    /// Encrypt to guests that ask for RSA PKCS#1 v1.5, which is open to padding oracles where its user leaks errors.
+    pub rsa1_5: bool,
+    /// What guests may send as `attestation-policy-selector`, and the id of the policy that it selects.
+    pub policy_ids: BTreeMap<String, String>,
 }
 
 impl Broker {
-    /// Opens storage and audit log, and loads keys and policies; what is missing is made.
+    /// Opens the audit log and loads the resource policies; what is missing is made.
     ///
     /// # Errors
     /// [`Error`] names the part that failed.
-    pub async fn open(settings: Settings) -> Result<Self, Error> {
-        let store = Store::open(&settings.storage).await?;
-        Self::assemble(store, settings, Clock::system()).await
-    }
-
-    /// Waits for the store's writes and closes it.
-    pub async fn close(&self) {
-        self.store.close().await;
-    }
-
-    async fn assemble(store: Store, settings: Settings, clock: Clock) -> Result<Self, Error> {
-        let Settings { storage: _, audit, admin, sample_verifier, token_lifetime, tls } = settings;
-        let audit = AuditLog::open(audit, clock.clone())?;
-        let reference_values = ReferenceValues::load(store.clone(), clock.clone()).await?;
-        let enabled = Enabled { sample: sample_verifier };
-        let attestation = AttestationService::load(
-            store.clone(),
-            reference_values.clone(),
-            AttestationSettings { enabled, token_lifetime },
-            clock.clone(),
-        )
-        .await?;
-        let resource_policy = ResourcePolicy::load(store.clone()).await?;
-        let sessions = Sessions::new(store.clone(), clock.clone(), tls);
-        let tokens = Tokens::default();
-        let bodies = Bodies::default();
+    pub async fn assemble(parts: Parts) -> Result<Self, Error> {
+        let Parts { store, clock, attester, reference_values, backend, plugins, admin, tenants, registry, settings } =
+            parts;
+        let audit = AuditLog::open(settings.audit, clock.clone())?;
+        let resource_policies = ResourcePolicies::load(store.clone()).await?;
+        let sessions = Sessions::new(store.clone(), clock.clone(), settings.session_lifetime, settings.tls);
         Ok(Self {
             store,
             clock,
-            attestation,
+            attester,
             reference_values,
-            resource_policy,
+            backend,
+            plugins,
+            resource_policies,
             sessions,
-            tokens,
+            seen: Seen::default(),
+            tokens: Tokens::new(settings.tee_key_paths, settings.rsa1_5),
             admin,
+            tenants,
+            policy_ids: settings.policy_ids,
             audit,
-            bodies,
+            bodies: Bodies::new(settings.max_body),
+            metrics: Metrics::new(registry),
+            scheme: if settings.tls { "https" } else { "http" },
         })
     }
 }
@@ -116,14 +147,8 @@ impl Broker {
 /// Why a broker could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("storage: {0}")]
-    Store(#[from] store::Error),
     #[error("audit log: {0}")]
     Audit(#[from] audit::Error),
-    #[error("reference values: {0}")]
-    ReferenceValues(#[from] reference_values::Error),
-    #[error("attestation service: {0}")]
-    Attestation(#[from] attestation::Error),
     #[error("resource policy: {0}")]
     ResourcePolicy(#[from] resource_policy::Error),
 }

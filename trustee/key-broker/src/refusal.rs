@@ -1,8 +1,13 @@
 //! Every way in which a request is refused: its HTTP status, upstream's name for it, and what the client is told.
 
+use ::plugins::Kind as PluginKind;
+use attestation::Kind;
 use hyper::StatusCode;
+use reference_values::Kind as Reference;
+use resource_backends::Kind as Backend;
 use wire::rcar::ErrorInformation;
 
+use crate::attester::Cause;
 use crate::{admin, audit, resource_policy, session};
 
 /// Why a request was refused. The text goes to the client: it names stage, cause and next step, and no expected value.
@@ -37,7 +42,43 @@ pub(crate) enum Refusal {
     #[error(
         "attestation: {cause}; reference {reference}: the owner can run kbs-client explain --reference {reference}"
     )]
-    Attestation { cause: attestation::Error, reference: String },
+    Attestation { cause: Cause, reference: String },
+    #[error(
+        "attestation-policy-selector \"{0}\" leads to no attestation policy: ask the Trustee's owner which ones do"
+    )]
+    Selector(String),
+    #[error("attestation: guests of IBM Secure Execution must offer the hash algorithm sha512")]
+    HashAlgorithms,
+    #[error(
+        "this Trustee verifies no evidence: attest where its tokens come from, and send one as Authorization: Bearer"
+    )]
+    NoAttestation,
+    #[error("this Trustee trusts no keys of attestation services: its owner can name some under [attestation_token]")]
+    NoTrust,
+    #[error("attestation token: {0}")]
+    ForeignToken(token_verifier::Error),
+    #[error("{0}")]
+    Service(attestation_api::Error),
+    #[error("the service that keeps this lies elsewhere and has no such function: ask it directly")]
+    Elsewhere,
+    #[error("If-Match takes one ETag in double quotes, If-None-Match takes *, and a request has one of them at most")]
+    Precondition,
+    #[error("it was changed by someone else since: read it again and repeat the change")]
+    Changed,
+    #[error("conditions are not possible where this is kept: leave out If-Match and If-None-Match")]
+    Condition,
+    #[error("query: {0} is not a number")]
+    Query(String),
+    #[error("no policy of this id, or not at this version")]
+    NoPolicy,
+    #[error(transparent)]
+    Backend(#[from] resource_backends::Error),
+    #[error(transparent)]
+    PluginFailed(#[from] ::plugins::Error),
+    #[error("the plugin answered with {0}, which is no HTTP status")]
+    PluginStatus(u16),
+    #[error("not ready: the store does not tell what other replicas change: try again later")]
+    NotReady,
     #[error("no attestation token: attest first, or send one as Authorization: Bearer")]
     NoToken,
     #[error(transparent)]
@@ -52,7 +93,7 @@ pub(crate) enum Refusal {
     ResourceName(#[from] wire::resource::Error),
     #[error("no reference value of this name")]
     NoReferenceValue,
-    #[error("no refusal of this reference among the last {max}", max = audit::MAX_REFUSALS)]
+    #[error("no refusal of this reference in the last 24 hours; older ones are in the audit log")]
     NoReference,
     #[error(transparent)]
     ResourcePolicy(#[from] resource_policy::Error),
@@ -71,35 +112,57 @@ pub(crate) enum Refusal {
 impl Refusal {
     /// The HTTP status. Guests attest again on 401, and on no other.
     pub fn status(&self) -> StatusCode {
-        use attestation::Error as A;
         match self {
             Self::Path | Self::Plugin(_) | Self::NoResource(_) | Self::NoReferenceValue | Self::NoReference => {
                 StatusCode::NOT_FOUND
             }
+            Self::NoPolicy | Self::NoAttestation | Self::Elsewhere => StatusCode::NOT_FOUND,
+            Self::Precondition | Self::Query(_) | Self::Selector(_) | Self::HashAlgorithms => StatusCode::BAD_REQUEST,
+            Self::Changed => StatusCode::PRECONDITION_FAILED,
+            Self::Condition => StatusCode::NOT_IMPLEMENTED,
+            Self::Service(_) | Self::PluginStatus(_) => StatusCode::BAD_GATEWAY,
+            Self::NotReady => StatusCode::SERVICE_UNAVAILABLE,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Slow => StatusCode::REQUEST_TIMEOUT,
             Self::Busy => StatusCode::SERVICE_UNAVAILABLE,
             Self::Body(_) | Self::Version(_) | Self::TeeKey(_) | Self::ResourceName(_) => StatusCode::BAD_REQUEST,
-            Self::NoSession | Self::Nonce | Self::NoToken | Self::Token(_) => StatusCode::UNAUTHORIZED,
+            Self::NoSession | Self::Nonce | Self::NoToken | Self::Token(_) | Self::NoTrust => StatusCode::UNAUTHORIZED,
+            Self::ForeignToken(cause) => of_token(cause),
             Self::Session(session::Error::Store(_)) => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Session(_) | Self::Admin(admin::Error::NoToken) => StatusCode::UNAUTHORIZED,
-            Self::Tee(_) | Self::Policy(_) | Self::Admin(_) => StatusCode::FORBIDDEN,
-            Self::Attestation { cause, .. } | Self::AttestationPolicy(cause) => match cause {
-                A::Evidence(attestation::verifier::Error::Malformed(_)) | A::InitData(_) | A::RuntimeData(_) => {
-                    StatusCode::BAD_REQUEST
-                }
-                A::AdditionalEvidence | A::PolicyId(_) | A::TooManyPolicies(_) => StatusCode::BAD_REQUEST,
-                A::Policy(_) if matches!(self, Self::AttestationPolicy(_)) => StatusCode::BAD_REQUEST,
-                A::Evidence(_) => StatusCode::FORBIDDEN,
-                A::Token(attestation::token::Error::TooLarge) => StatusCode::PAYLOAD_TOO_LARGE,
-                A::PolicyStore(_) => StatusCode::SERVICE_UNAVAILABLE,
-                _ => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Session(_) | Self::Admin(admin::Error::NoToken | admin::Error::NoRole) => StatusCode::UNAUTHORIZED,
+            Self::Admin(admin::Error::Token(cause)) => of_token(cause),
+            Self::PluginFailed(cause) => match cause.kind() {
+                PluginKind::NotFound => StatusCode::NOT_FOUND,
+                PluginKind::BadRequest => StatusCode::BAD_REQUEST,
+                PluginKind::Forbidden => StatusCode::FORBIDDEN,
+                PluginKind::Conflict => StatusCode::CONFLICT,
+                PluginKind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+                PluginKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             },
-            Self::ResourcePolicy(resource_policy::Error::Store(_)) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Tee(_) | Self::Policy(_) | Self::Admin(_) => StatusCode::FORBIDDEN,
+            Self::Attestation { cause: Cause::Evidence(cause), .. } => of_attestation(cause.kind()),
+            Self::Attestation { .. } => StatusCode::BAD_GATEWAY,
+            Self::AttestationPolicy(cause) => of_attestation(cause.kind()),
+            Self::ResourcePolicy(resource_policy::Error::Store(store::Error::Conflict { .. })) => {
+                StatusCode::PRECONDITION_FAILED
+            }
+            Self::ResourcePolicy(resource_policy::Error::Store(_) | resource_policy::Error::Busy(_)) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::ResourcePolicy(_) => StatusCode::BAD_REQUEST,
-            Self::ReferenceValue(reference_values::Error::Store(_)) => StatusCode::SERVICE_UNAVAILABLE,
-            Self::ReferenceValue(_) => StatusCode::BAD_REQUEST,
+            Self::Backend(cause) => match cause.kind() {
+                Backend::BadRequest => StatusCode::BAD_REQUEST,
+                Backend::Conflict => StatusCode::PRECONDITION_FAILED,
+                Backend::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+                Backend::Internal => StatusCode::BAD_GATEWAY,
+            },
+            Self::ReferenceValue(cause) => match cause.kind() {
+                Reference::BadRequest => StatusCode::BAD_REQUEST,
+                Reference::Forbidden => StatusCode::FORBIDDEN,
+                Reference::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+                Reference::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+            },
             Self::Seal(_) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Store(store::Error::TooLarge { .. }) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Store(_) | Self::Audit(_) => StatusCode::SERVICE_UNAVAILABLE,
@@ -115,21 +178,42 @@ impl Refusal {
         match self {
             Self::Path | Self::Method => "InvalidRequestPath",
             Self::Plugin(_) => "PluginNotFound",
-            Self::TooLarge(_) | Self::Slow | Self::Busy => "HTTPFailed",
+            Self::TooLarge(_) | Self::Slow | Self::Busy | Self::NotReady => "HTTPFailed",
+            Self::Precondition | Self::Changed | Self::Condition | Self::Query(_) => "HTTPFailed",
             Self::Body(_) => "SerdeError",
-            Self::Version(_) | Self::Tee(_) => "RcarAuthFailed",
+            Self::Version(_) | Self::Tee(_) | Self::Selector(_) | Self::HashAlgorithms => "RcarAuthFailed",
+            Self::NoAttestation => "AttestationError",
             Self::NoSession | Self::Session(_) | Self::Nonce | Self::TeeKey(_) | Self::Attestation { .. } => {
                 "RcarAttestFailed"
             }
             Self::NoToken => "TokenNotFound",
-            Self::Token(_) => "TokenVerifierError",
+            Self::Token(_) | Self::ForeignToken(_) | Self::NoTrust => "TokenVerifierError",
             Self::Policy(_) => "PolicyDeny",
             Self::Admin(_) => "AdminAuthAccess",
-            Self::NoResource(_) | Self::ResourceName(_) | Self::NoReference => "PluginInternalError",
+            Self::NoResource(_) | Self::ResourceName(_) | Self::NoReference | Self::Backend(_) => "PluginInternalError",
+            Self::PluginFailed(_) | Self::PluginStatus(_) => "PluginInternalError",
             Self::Store(_) | Self::Audit(_) => "PluginInternalError",
-            Self::NoReferenceValue | Self::ReferenceValue(_) => "RvpsError",
-            Self::ResourcePolicy(_) | Self::AttestationPolicy(_) => "ParsePolicyError",
+            Self::NoReferenceValue | Self::ReferenceValue(_) | Self::Service(_) | Self::Elsewhere => "RvpsError",
+            Self::ResourcePolicy(_) | Self::AttestationPolicy(_) | Self::NoPolicy => "ParsePolicyError",
             Self::Seal(_) => "JweError",
         }
+    }
+}
+
+fn of_token(cause: &token_verifier::Error) -> StatusCode {
+    match cause.kind() {
+        token_verifier::Kind::Refused => StatusCode::UNAUTHORIZED,
+        _ => StatusCode::SERVICE_UNAVAILABLE,
+    }
+}
+
+fn of_attestation(kind: Kind) -> StatusCode {
+    match kind {
+        Kind::BadRequest => StatusCode::BAD_REQUEST,
+        Kind::Forbidden => StatusCode::FORBIDDEN,
+        Kind::Conflict => StatusCode::PRECONDITION_FAILED,
+        Kind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+        Kind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+        Kind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }

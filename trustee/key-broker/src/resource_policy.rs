@@ -1,7 +1,7 @@
-//! The policy that decides which guest may have which resource.
+//! The policies that decide which guest may have which resource: one of the Trustee, and one for each tenant.
 //!
 //! The rule `data.policy.allow` must be exactly `true`; `input` is the claims of the guest's token, and `data` has
-//! `plugin`, `resource-path` (a list of three) and `query`.
+//! `plugin`, `resource-path` (a list of segments) and `query`.
 //!
 //! A policy may also say what it expects, for `explain` to tell the owner which claim was wrong:
 //!
@@ -12,83 +12,201 @@
 //! `claim` is a JSON pointer (RFC 6901) into the token's claims, `values` lists all that would do. The rule has no
 //! part in the decision.
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use attestation::Difference;
 use attestation::policy::{Policy, Question};
 use serde_json::{Value, json};
-use store::{Key, Namespace, Store};
-use wire::resource::ResourcePath;
+use store::{If, Key, Namespace, Store, Version};
 
-/// The resource policy in force.
-pub(crate) struct ResourcePolicy {
+use crate::tenants::Tenant;
+
+/// The resource policies in force. Clones share them.
+#[derive(Clone)]
+pub(crate) struct ResourcePolicies {
     store: Store,
-    policy: RwLock<Arc<Policy>>,
+    compiled: Arc<RwLock<BTreeMap<String, Compiled>>>,
     /// What is in force must be what is stored, whoever writes at the same time.
-    writing: tokio::sync::Mutex<()>,
+    writing: Arc<tokio::sync::Mutex<()>>,
+    deny: Arc<Policy>,
+}
+
+/// One policy, ready to be asked.
+#[derive(Clone)]
+pub(crate) struct Compiled {
+    policy: Arc<Policy>,
+    version: u64,
 }
 
 /// What a guest asks for.
 pub(crate) struct Wanted<'a> {
-    pub path: &'a ResourcePath,
-    /// The query's members.
-    pub query: Value,
+    pub plugin: &'a str,
+    pub path: &'a [&'a str],
+    pub query: &'a BTreeMap<String, String>,
 }
 
-impl ResourcePolicy {
-    /// Parses the stored policy; stores the default one if there is none.
+impl fmt::Display for Wanted<'_> {
+    /// A resource by its path, anything else with its plugin's name in front, as in `kbs+plugin:///path`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.plugin {
+            crate::resource::RESOURCE => f.write_str(&self.path.join("/")),
+            plugin => write!(f, "kbs+{plugin}:///{}", self.path.join("/")),
+        }
+    }
+}
+
+impl ResourcePolicies {
+    /// Compiles the stored policies, stores the default one if there is none, and follows what others change.
     ///
     /// # Errors
-    /// [`Error`] if the store doesn't answer, or holds a policy that another release accepted.
+    /// [`Error`] if the store doesn't answer, or holds a policy that can't be compiled.
     pub async fn load(store: Store) -> Result<Self, Error> {
-        let key = key()?;
-        let text = match store.get(NAMESPACE, &key).await? {
-            Some(entry) => String::from_utf8_lossy(&entry.value).into_owned(),
-            None => {
-                store.put(NAMESPACE, &key, DEFAULT.as_bytes()).await?;
-                DEFAULT.to_owned()
+        let mut changes = store.changes(NAMESPACE);
+        match store.put_if(NAMESPACE, &key(GLOBAL)?, DEFAULT.as_bytes(), If::Absent).await {
+            Ok(_) | Err(store::Error::Conflict { .. }) => {}
+            Err(e) => return Err(e.into()),
+        }
+        let deny = Arc::new(Policy::compile_aside(DENY.to_owned()).await?);
+        let policies = Self { store, compiled: Arc::default(), writing: Arc::default(), deny };
+        policies.reload(false).await?;
+
+        let following = policies.clone();
+        tokio::spawn(async move {
+            loop {
+                changes.changed().await;
+                if let Err(e) = following.reload(true).await {
+                    tracing::error!("resource policies stay as they are: {e}");
+                }
             }
-        };
-        let policy = Policy::compile_aside(text).await?;
-        Ok(Self { store, policy: RwLock::new(Arc::new(policy)), writing: Default::default() })
+        });
+        Ok(policies)
     }
 
-    /// Parses a policy, stores it and puts it in force.
+    /// The policy that decides about the resources of a tenant, or about those that are nobody's.
+    ///
+    /// A tenant without a policy of its own releases nothing.
+    pub fn of(&self, tenant: Option<&Tenant>) -> Compiled {
+        let compiled = self.compiled.read().unwrap_or_else(PoisonError::into_inner);
+        let found = compiled.get(tenant.map_or(GLOBAL, Tenant::as_str)).cloned();
+        found.unwrap_or_else(|| Compiled { policy: self.deny.clone(), version: 0 })
+    }
+
+    /// The ids of all policies.
+    pub fn ids(&self) -> Vec<String> {
+        self.compiled.read().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
+    }
+
+    /// The text and version of a policy, as it is or as it was at a version.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn text(&self, id: &str, version: Option<u64>) -> Result<Option<(String, u64)>, Error> {
+        let entry = match version {
+            None => self.store.get(NAMESPACE, &key(id)?).await?,
+            Some(version) => self.store.at(NAMESPACE, &key(id)?, version).await?,
+        };
+        Ok(entry.map(|entry| (String::from_utf8_lossy(&entry.value).into_owned(), entry.version)))
+    }
+
+    /// What a policy was before, newest first.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn history(&self, id: &str) -> Result<Vec<Version>, Error> {
+        Ok(self.store.history(NAMESPACE, &key(id)?).await?)
+    }
+
+    /// Compiles a policy, stores it, puts it in force and returns its version.
     ///
     /// # Errors
     /// [`Error::Policy`] for what is no policy, [`Error::Store`].
-    pub async fn set(&self, text: String) -> Result<(), Error> {
-        let policy = Policy::compile_aside(text.clone()).await?;
+    pub async fn set(&self, id: &str, text: String, condition: If) -> Result<u64, Error> {
+        let policy = Arc::new(Policy::compile_aside(text.clone()).await?);
         let _one_at_a_time = self.writing.lock().await;
-        self.store.put(NAMESPACE, &key()?, text.as_bytes()).await?;
-        *self.policy.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
+        let version = self.store.put_if(NAMESPACE, &key(id)?, text.as_bytes(), condition).await?;
+        self.insert(id, Compiled { policy, version });
+        Ok(version)
+    }
+
+    /// Takes a tenant's policy away, so that its resources are released to nobody; the Trustee's own becomes the
+    /// default one again. False if there was none.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn delete(&self, id: &str, condition: If) -> Result<bool, Error> {
+        if id == GLOBAL {
+            self.set(id, DEFAULT.to_owned(), condition).await?;
+            return Ok(true);
+        }
+        let _one_at_a_time = self.writing.lock().await;
+        let found = match condition {
+            If::Version(version) => self.store.delete_if(NAMESPACE, &key(id)?, version).await?,
+            If::Any => self.store.delete(NAMESPACE, &key(id)?).await?,
+            If::Absent => false,
+        };
+        self.compiled.write().unwrap_or_else(PoisonError::into_inner).remove(id);
+        Ok(found)
+    }
+
+    /// Brings what is in force up to what is stored. `lenient` keeps what can't be compiled as it was.
+    async fn reload(&self, lenient: bool) -> Result<(), Error> {
+        let _one_at_a_time = self.writing.lock().await;
+        let mut stored = Vec::new();
+        for key in self.store.list(NAMESPACE, "").await? {
+            let Some(id) = id(&key) else { continue };
+            let Some(entry) = self.store.get(NAMESPACE, &key).await? else { continue };
+            stored.push(id.to_owned());
+            if self.version(id) == Some(entry.version) {
+                continue;
+            }
+            match Policy::compile_aside(String::from_utf8_lossy(&entry.value).into_owned()).await {
+                Ok(policy) => self.insert(id, Compiled { policy: Arc::new(policy), version: entry.version }),
+                Err(e) if lenient => tracing::error!(id, "a changed resource policy is not put in force: {e}"),
+                Err(e) => return Err(e.into()),
+            }
+        }
+        self.compiled.write().unwrap_or_else(PoisonError::into_inner).retain(|id, _| stored.contains(id));
         Ok(())
     }
 
+    fn version(&self, id: &str) -> Option<u64> {
+        self.compiled.read().unwrap_or_else(PoisonError::into_inner).get(id).map(|compiled| compiled.version)
+    }
+
+    fn insert(&self, id: &str, compiled: Compiled) {
+        self.compiled.write().unwrap_or_else(PoisonError::into_inner).insert(id.to_owned(), compiled);
+    }
+}
+
+impl Compiled {
     /// Whether the holder of the claims may have what it wants.
     ///
     /// # Errors
     /// [`Error::Policy`] if the policy fails; that is a refusal too.
-    pub fn allows(&self, claims: &regorus::Value, wanted: &Wanted<'_>) -> Result<bool, Error> {
-        Ok(self.evaluate("allow", claims, wanted)? == Some(Value::Bool(true)))
+    pub async fn allows(&self, claims: &regorus::Value, wanted: &Wanted<'_>) -> Result<bool, Error> {
+        Ok(self.evaluate("allow", claims, wanted).await? == Some(Value::Bool(true)))
     }
 
     /// The claims that differ from what the policy says it expects; nothing if it doesn't say.
-    pub fn differences(&self, claims: &regorus::Value, wanted: &Wanted<'_>) -> Option<Vec<Difference>> {
-        let expected = self.evaluate("expected", claims, wanted).ok()??;
+    pub async fn differences(&self, claims: &regorus::Value, wanted: &Wanted<'_>) -> Option<Vec<Difference>> {
+        let expected = self.evaluate("expected", claims, wanted).await.ok()??;
         let actual = serde_json::to_value(claims).ok()?;
         Some(expected.as_array()?.iter().filter_map(|rule| difference(rule, &actual)).collect())
     }
 
-    fn evaluate(&self, rule: &str, claims: &regorus::Value, wanted: &Wanted<'_>) -> Result<Option<Value>, Error> {
-        let data = json!({
-            "plugin": "resource",
-            "resource-path": wanted.path.segments().collect::<Vec<_>>(),
-            "query": wanted.query,
-        });
+    /// Evaluates a rule away from the threads that serve requests, since a policy may take its time.
+    async fn evaluate(
+        &self,
+        rule: &'static str,
+        claims: &regorus::Value,
+        wanted: &Wanted<'_>,
+    ) -> Result<Option<Value>, Error> {
+        let data = json!({ "plugin": wanted.plugin, "resource-path": wanted.path, "query": wanted.query });
         let question = Question { input: claims.clone(), data: Some(data.into()) };
-        let policy = self.policy.read().unwrap_or_else(PoisonError::into_inner).clone();
-        Ok(policy.evaluate(rule, question)?)
+        let policy = self.policy.clone();
+        Ok(attestation::aside(move || policy.evaluate(rule, question)).await??)
     }
 }
 
@@ -97,6 +215,8 @@ impl ResourcePolicy {
 pub enum Error {
     #[error("resource policy: {0}")]
     Policy(#[from] attestation::policy::Error),
+    #[error(transparent)]
+    Busy(#[from] attestation::Busy),
     #[error(transparent)]
     Store(#[from] store::Error),
 }
@@ -108,26 +228,42 @@ fn difference(rule: &Value, claims: &Value) -> Option<Difference> {
     differs.then(|| Difference::new(claim, actual, Value::from(values.clone())))
 }
 
-fn key() -> Result<Key, store::Error> {
-    Key::parse("resource-policy.rego")
+/// Upstream's key is the global policy's; those of tenants lie beside it.
+fn key(id: &str) -> Result<Key, store::Error> {
+    match id {
+        GLOBAL => Key::parse("resource-policy.rego"),
+        tenant => Key::parse(&format!("tenant/{tenant}.rego")),
+    }
 }
 
-const NAMESPACE: Namespace = Namespace::new("resource-policy");
+fn id(key: &Key) -> Option<&str> {
+    let name = key.as_str().strip_suffix(".rego")?;
+    match name.strip_prefix("tenant/") {
+        Some(tenant) => Some(tenant),
+        None => (name == GLOBAL).then_some(name),
+    }
+}
+
+/// Id of the policy that decides about everything that is no tenant's.
+pub(crate) const GLOBAL: &str = "resource-policy";
+const NAMESPACE: Namespace = Namespace::versioned("kbs");
 const DEFAULT: &str = include_str!("default_resource.rego");
+const DENY: &str = "package policy\n\nimport rego.v1\n\ndefault allow := false\n";
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    async fn policy(text: &str) -> ResourcePolicy {
-        let policy = ResourcePolicy::load(Store::memory().await.unwrap()).await.unwrap();
-        policy.set(format!("package policy\n{text}")).await.unwrap();
-        policy
+    async fn policies(text: &str) -> ResourcePolicies {
+        let policies = ResourcePolicies::load(Store::memory().await.unwrap()).await.unwrap();
+        policies.set(GLOBAL, format!("package policy\n{text}"), If::Any).await.unwrap();
+        policies
     }
 
-    fn ask(policy: &ResourcePolicy, claims: &Value) -> Result<bool, Error> {
-        let path = ResourcePath::parse("a/b/c").unwrap();
-        policy.allows(&claims.clone().into(), &Wanted { path: &path, query: json!({ "q": "1" }) })
+    async fn ask(policies: &ResourcePolicies, claims: &Value) -> Result<bool, Error> {
+        let query = BTreeMap::from([("q".to_owned(), "1".to_owned())]);
+        let wanted = Wanted { plugin: "resource", path: &["a", "b", "c"], query: &query };
+        policies.of(None).allows(&claims.clone().into(), &wanted).await
     }
 
     #[tokio::test]
@@ -143,55 +279,96 @@ mod tests {
             ("allow := [true]", false),
             ("other := true", false),
         ] {
-            assert_eq!(ask(&policy(text).await, &json!({})).unwrap(), expected, "{text}");
+            assert_eq!(ask(&policies(text).await, &json!({})).await.unwrap(), expected, "{text}");
         }
     }
 
     #[tokio::test]
     async fn the_default_gives_resources_to_real_tees_only() {
-        let policy = ResourcePolicy::load(Store::memory().await.unwrap()).await.unwrap();
+        let policies = ResourcePolicies::load(Store::memory().await.unwrap()).await.unwrap();
         let claims =
             |evidence: Value| json!({ "submods": { "cpu0": { "ear.veraison.annotated-evidence": evidence } } });
-        assert!(ask(&policy, &claims(json!({ "snp": {} }))).unwrap());
-        assert!(!ask(&policy, &claims(json!({ "sample": {} }))).unwrap());
-        assert!(!ask(&policy, &json!({ "submods": {} })).unwrap());
-        assert!(!ask(&policy, &json!({})).unwrap());
+        assert!(ask(&policies, &claims(json!({ "snp": {} }))).await.unwrap());
+        assert!(!ask(&policies, &claims(json!({ "sample": {} }))).await.unwrap());
+        assert!(!ask(&policies, &json!({ "submods": {} })).await.unwrap());
+        assert!(!ask(&policies, &json!({})).await.unwrap());
     }
 
     #[tokio::test]
     async fn declared_expectations_are_compared_with_the_claims() {
-        let policy = policy(
+        let policies = policies(
             "expected := [{\"claim\": \"/submods/cpu0/ear.status\", \"values\": [\"affirming\", \"none\"]},
               {\"claim\": \"/iss\", \"values\": [\"me\"]}, {\"claim\": \"/a~1b\", \"values\": [1]}]",
         )
         .await;
-        let path = ResourcePath::parse("a/b/c").unwrap();
+        let wanted = Wanted { plugin: "resource", path: &["a", "b", "c"], query: &BTreeMap::new() };
         let claims = json!({ "iss": "me", "submods": { "cpu0": { "ear.status": "warning" } } });
-        let found = policy.differences(&claims.into(), &Wanted { path: &path, query: json!({}) }).unwrap();
+        let found = policies.of(None).differences(&claims.into(), &wanted).await.unwrap();
         let found: Vec<_> = found.iter().map(|d| (d.claim.as_str(), &d.actual)).collect();
         assert_eq!(found, [("/submods/cpu0/ear.status", &json!("warning")), ("/a~1b", &Value::Null)]);
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn the_policy_in_force_is_the_stored_one_after_many_writes_at_once() {
-        let policy = Arc::new(policy("allow := false").await);
+        let policies = policies("allow := false").await;
         let mut writes = tokio::task::JoinSet::new();
         for number in 0..40 {
-            let (policy, text) = (policy.clone(), format!("package policy\nallow := {}", number % 2 == 0));
-            writes.spawn(async move { policy.set(text).await.unwrap() });
+            let (policies, text) = (policies.clone(), format!("package policy\nallow := {}", number % 2 == 0));
+            writes.spawn(async move { policies.set(GLOBAL, text, If::Any).await.unwrap() });
         }
         writes.join_all().await;
-        let stored = policy.store.get(NAMESPACE, &key().unwrap()).await.unwrap().unwrap();
-        let stored_allows = stored.value.ends_with(b"true");
-        assert_eq!(ask(&policy, &json!({})).unwrap(), stored_allows);
+        let stored = policies.text(GLOBAL, None).await.unwrap().unwrap().0;
+        assert_eq!(ask(&policies, &json!({})).await.unwrap(), stored.ends_with("true"));
     }
 
     #[tokio::test]
-    async fn a_bad_policy_is_not_stored() {
-        let policy = policy("allow := true").await;
-        assert!(policy.set("package policy\nallow if {".to_owned()).await.is_err());
-        assert!(ask(&policy, &json!({})).unwrap());
-        let stored = policy.store.get(NAMESPACE, &key().unwrap()).await.unwrap().unwrap();
-        assert_eq!(stored.value.as_slice(), b"package policy\nallow := true");
+    async fn a_bad_policy_is_not_stored_and_an_old_one_comes_back() {
+        let policies = policies("allow := true").await;
+        let good = policies.text(GLOBAL, None).await.unwrap().unwrap();
+        let bad = policies.set(GLOBAL, "package policy\nallow if {".to_owned(), If::Any).await;
+        assert!(matches!(bad, Err(Error::Policy(_))));
+        assert_eq!(policies.text(GLOBAL, None).await.unwrap().unwrap(), good);
+
+        let other = "package policy\nallow := false".to_owned();
+        policies.set(GLOBAL, other.clone(), If::Version(good.1)).await.unwrap();
+        let late = policies.set(GLOBAL, other, If::Version(good.1)).await;
+        assert!(matches!(late, Err(Error::Store(store::Error::Conflict { .. }))));
+        assert!(!ask(&policies, &json!({})).await.unwrap());
+        let (text, _) = policies.text(GLOBAL, Some(good.1)).await.unwrap().unwrap();
+        policies.set(GLOBAL, text, If::Any).await.unwrap();
+        assert!(ask(&policies, &json!({})).await.unwrap());
+        assert_eq!(policies.history(GLOBAL).await.unwrap().len(), 4);
+    }
+
+    #[tokio::test]
+    async fn a_tenants_policy_decides_about_its_resources_only() {
+        let policies = policies("allow := true").await;
+        let blue = Tenant::parse("blue").unwrap();
+        let wanted = Wanted { plugin: "resource", path: &["blue", "b", "c"], query: &BTreeMap::new() };
+        let claims = json!({}).into();
+        assert!(!policies.of(Some(&blue)).allows(&claims, &wanted).await.unwrap());
+
+        policies.set("blue", "package policy\nallow := true".to_owned(), If::Absent).await.unwrap();
+        assert!(policies.of(Some(&blue)).allows(&claims, &wanted).await.unwrap());
+        assert_eq!(policies.ids(), ["blue", GLOBAL]);
+        assert!(policies.delete("blue", If::Any).await.unwrap());
+        assert!(!policies.of(Some(&blue)).allows(&claims, &wanted).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn what_another_replica_sets_comes_into_force_here() {
+        let store = Store::memory().await.unwrap();
+        let (here, there) = (
+            ResourcePolicies::load(store.clone()).await.unwrap(),
+            ResourcePolicies::load(store.clone()).await.unwrap(),
+        );
+        let version = there.set(GLOBAL, "package policy\nallow := true".to_owned(), If::Any).await.unwrap();
+        let arrived = async {
+            while here.version(GLOBAL) != Some(version) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(10), arrived).await.unwrap();
+        assert!(ask(&here, &json!({})).await.unwrap());
     }
 }

@@ -21,6 +21,7 @@ pub(crate) struct Sessions {
     store: Store,
     clock: Clock,
     keys: SessionKeys,
+    lifetime: Duration,
     secure: bool,
 }
 
@@ -28,25 +29,37 @@ pub(crate) struct Sessions {
 #[derive(Debug, Deserialize, PartialEq, Serialize)]
 pub(crate) enum Session {
     /// The guest was given a nonce.
-    Challenged { nonce: String, tee: Tee, expiry: u64 },
+    Challenged(Challenged),
     /// The guest was given a token.
     Attested { token: String },
     /// The token is too long for a cookie: it lies in the store under this key.
     Kept { key: String },
 }
 
+/// A session that waits for its evidence.
+#[derive(Debug, Deserialize, PartialEq, Serialize)]
+pub(crate) struct Challenged {
+    pub nonce: String,
+    pub tee: Tee,
+    /// The attestation policy that the evidence will be appraised under.
+    pub policy: String,
+    pub expiry: u64,
+}
+
 impl Sessions {
-    pub fn new(store: Store, clock: Clock, secure: bool) -> Self {
-        Self { keys: SessionKeys::new(store.clone(), clock.clone()), store, clock, secure }
+    /// Sessions whose challenge can be answered for `lifetime`; `secure` keeps their cookies away from plain HTTP.
+    pub fn new(store: Store, clock: Clock, lifetime: Duration, secure: bool) -> Self {
+        Self { keys: SessionKeys::new(store.clone(), clock.clone()), store, clock, lifetime, secure }
     }
 
     /// The `Set-Cookie` header of a guest that was challenged.
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub async fn challenged(&self, nonce: String, tee: Tee) -> Result<String, Error> {
-        let expiry = self.clock.now().after(CHALLENGE_LIFETIME).unix();
-        self.cookie(&Session::Challenged { nonce, tee, expiry }, CHALLENGE_LIFETIME.as_secs()).await
+    pub async fn challenged(&self, nonce: String, tee: Tee, policy: String) -> Result<String, Error> {
+        let expiry = self.clock.now().after(self.lifetime).unix();
+        let session = Session::Challenged(Challenged { nonce, tee, policy, expiry });
+        self.cookie(&session, self.lifetime.as_secs()).await
     }
 
     /// The `Set-Cookie` header of a guest that was given a token.
@@ -80,7 +93,7 @@ impl Sessions {
         let key = self.keys.of(u32::from_be_bytes(*week)).await?.ok_or(Error::Forged)?;
         let opened = key.open(NAME.as_bytes(), sealed).map_err(|_| Error::Forged)?;
         match serde_json::from_slice(&opened).map_err(|_| Error::Forged)? {
-            Session::Challenged { expiry, .. } if self.clock.now().unix() >= expiry => Err(Error::Expired),
+            Session::Challenged(Challenged { expiry, .. }) if self.clock.now().unix() >= expiry => Err(Error::Expired),
             Session::Kept { key } => {
                 let entry = self.store.get(NAMESPACE, &Key::parse(&key)?).await?.ok_or(Error::Expired)?;
                 Ok(Session::Attested { token: String::from_utf8_lossy(&entry.value).into_owned() })
@@ -119,8 +132,7 @@ impl From<store::seal::Error> for Error {
 
 /// Name of the cookie, as upstream's guests know it.
 pub(crate) const NAME: &str = "kbs-session-id";
-const NAMESPACE: Namespace = Namespace::new("session");
-const CHALLENGE_LIFETIME: Duration = Duration::from_secs(300);
+const NAMESPACE: Namespace = Namespace::quiet("session");
 /// Sealed and in base64 this stays below the 4,096 bytes that clients keep of a cookie.
 const MAX_TOKEN_IN_COOKIE: usize = 2_900;
 const MAX_COOKIE: usize = 8_192;
@@ -136,7 +148,7 @@ mod tests {
     async fn sessions() -> (Sessions, Arc<AtomicU64>) {
         let seconds = Arc::new(AtomicU64::new(100 * 7 * DAY + 10));
         let store = Store::memory().await.unwrap();
-        (Sessions::new(store, Clock::set_by(seconds.clone()), true), seconds)
+        (Sessions::new(store, Clock::set_by(seconds.clone()), Duration::from_secs(300), true), seconds)
     }
 
     fn value(set_cookie: &str) -> &str {
@@ -146,9 +158,11 @@ mod tests {
     #[tokio::test]
     async fn a_challenge_comes_back_until_it_expires() {
         let (sessions, seconds) = sessions().await;
-        let cookie = sessions.challenged("bm9uY2U=".to_owned(), Tee::Sample).await.unwrap();
+        let cookie = sessions.challenged("bm9uY2U=".to_owned(), Tee::Sample, "default".to_owned()).await.unwrap();
         assert!(cookie.ends_with("; Path=/; Max-Age=300; HttpOnly; SameSite=Strict; Secure"), "{cookie}");
-        let Session::Challenged { nonce, tee, .. } = sessions.open(value(&cookie)).await.unwrap() else { panic!() };
+        let Session::Challenged(Challenged { nonce, tee, .. }) = sessions.open(value(&cookie)).await.unwrap() else {
+            panic!()
+        };
         assert_eq!((nonce.as_str(), tee), ("bm9uY2U=", Tee::Sample));
 
         seconds.fetch_add(300, Ordering::Relaxed);
@@ -158,7 +172,7 @@ mod tests {
     #[tokio::test]
     async fn a_changed_cookie_opens_nothing() {
         let (sessions, _) = sessions().await;
-        let cookie = sessions.challenged("n".to_owned(), Tee::Sample).await.unwrap();
+        let cookie = sessions.challenged("n".to_owned(), Tee::Sample, "default".to_owned()).await.unwrap();
         let bytes = URL_SAFE_NO_PAD.decode(value(&cookie)).unwrap();
         for i in 0..bytes.len() {
             let mut changed = bytes.clone();
@@ -192,7 +206,7 @@ mod tests {
     #[tokio::test]
     async fn another_replica_opens_the_cookie_and_a_long_token_lies_in_the_store() {
         let (sessions, seconds) = sessions().await;
-        let replica = Sessions::new(sessions.store.clone(), sessions.clock.clone(), true);
+        let replica = Sessions::new(sessions.store.clone(), sessions.clock.clone(), Duration::from_secs(300), true);
         let expiry = Timestamp::from_unix(seconds.load(Ordering::Relaxed) + 300);
         for length in [10, MAX_TOKEN_IN_COOKIE, MAX_TOKEN_IN_COOKIE + 1, 20_000] {
             let token = "t".repeat(length);

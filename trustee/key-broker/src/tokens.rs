@@ -3,26 +3,33 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use attestation::AttestationService;
 use aws_lc_rs::digest::{SHA256, digest};
 use serde_json::Value;
 use store::clock::Timestamp;
 use wire::jwe::TeePublicKey;
 
+use crate::attester::Attester;
 use crate::refusal::Refusal;
 
 /// Verified tokens by the hash of their text, in two generations of at most [`GENERATION`] tokens and
 /// [`GENERATION_BYTES`] of their texts: when the younger is full it becomes the older, and the older is forgotten.
 ///
 /// A guest chooses how long its token is, since the token repeats its initdata: so the number alone bounds nothing.
-#[derive(Default)]
-pub(crate) struct Tokens(Mutex<Generations>);
+pub(crate) struct Tokens {
+    /// JSON pointers to the guest's key, tried in turn.
+    key_paths: Vec<String>,
+    /// Seal to keys that ask for RSA PKCS#1 v1.5.
+    rsa1_5: bool,
+    generations: Mutex<Generations>,
+}
 
 #[derive(Default)]
 struct Generations {
     young: HashMap<[u8; 32], Arc<VerifiedToken>>,
     young_bytes: usize,
     old: HashMap<[u8; 32], Arc<VerifiedToken>>,
+    /// The trusted keys' generation that all of these were verified with.
+    keys: u64,
 }
 
 /// A token that was verified, ready for decisions.
@@ -41,39 +48,69 @@ impl VerifiedToken {
     pub fn claims_json(&self) -> Value {
         serde_json::to_value(&self.claims).unwrap_or(Value::Null)
     }
+
+    /// The initdata's claims, as plugins read them.
+    pub fn init_data_claims(&self) -> Option<Value> {
+        self.claims_json().pointer_mut(INIT_DATA).map(Value::take)
+    }
 }
 
 impl Tokens {
+    /// Looks for guests' keys at `extra_paths` before the usual places.
+    pub fn new(extra_paths: Vec<String>, rsa1_5: bool) -> Self {
+        let usual = TEE_KEY_PATHS.iter().map(|&path| path.to_owned());
+        Self { key_paths: extra_paths.into_iter().chain(usual).collect(), rsa1_5, generations: Mutex::default() }
+    }
+
     /// Verifies a token, or remembers that it was.
     ///
     /// # Errors
-    /// [`Refusal::Token`]; [`Refusal::TeeKey`] if the token holds no key of a guest.
-    pub fn verify(
+    /// [`Refusal::Token`], [`Refusal::ForeignToken`]; [`Refusal::TeeKey`] if the token holds no key of a guest.
+    pub async fn verify(
         &self,
         token: &str,
-        service: &AttestationService,
+        attester: &Attester,
         now: Timestamp,
     ) -> Result<Arc<VerifiedToken>, Refusal> {
-        let hash = hash(token);
-        if let Some(known) = self.get(&hash) {
+        let (hash, keys) = (hash(token), attester.generation());
+        if let Some(known) = self.get(&hash, keys) {
             return if now < known.expiry { Ok(known) } else { Err(attestation::token::Error::Expired.into()) };
         }
-        let claims = service.verify(token)?;
-        let key = TeePublicKey::from_jwk(claims.pointer(TEE_KEY).unwrap_or(&Value::Null)).map_err(Refusal::TeeKey)?;
+        let claims = attester.verify(token).await?;
+        let key = self.tee_key(&claims)?;
         let expiry = Timestamp::from_unix(claims["exp"].as_u64().unwrap_or(0));
         let verified = VerifiedToken { claims: claims.into(), key, id: hex::encode(&hash[..8]), expiry };
         let verified = Arc::new(verified);
-        self.insert(hash, token.len(), verified.clone());
+        self.insert(hash, token.len(), verified.clone(), keys);
         Ok(verified)
     }
 
-    fn get(&self, hash: &[u8; 32]) -> Option<Arc<VerifiedToken>> {
-        let generations = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Reads a guest's public key.
+    ///
+    /// # Errors
+    /// [`Refusal::TeeKey`].
+    pub fn public_key(&self, jwk: &Value) -> Result<TeePublicKey, Refusal> {
+        TeePublicKey::from_jwk_with(jwk, self.rsa1_5).map_err(Refusal::TeeKey)
+    }
+
+    fn tee_key(&self, claims: &Value) -> Result<TeePublicKey, Refusal> {
+        let found = self.key_paths.iter().find_map(|path| claims.pointer(path));
+        self.public_key(found.unwrap_or(&Value::Null))
+    }
+
+    fn get(&self, hash: &[u8; 32], keys: u64) -> Option<Arc<VerifiedToken>> {
+        let generations = self.generations.lock().unwrap_or_else(PoisonError::into_inner);
+        if generations.keys != keys {
+            return None;
+        }
         generations.young.get(hash).or_else(|| generations.old.get(hash)).cloned()
     }
 
-    fn insert(&self, hash: [u8; 32], bytes: usize, verified: Arc<VerifiedToken>) {
-        let mut generations = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    fn insert(&self, hash: [u8; 32], bytes: usize, verified: Arc<VerifiedToken>, keys: u64) {
+        let mut generations = self.generations.lock().unwrap_or_else(PoisonError::into_inner);
+        if generations.keys != keys {
+            *generations = Generations { keys, ..Generations::default() };
+        }
         if generations.young.len() >= GENERATION || generations.young_bytes + bytes > GENERATION_BYTES {
             generations.old = std::mem::take(&mut generations.young);
             generations.young_bytes = 0;
@@ -94,7 +131,15 @@ fn hash(token: &str) -> [u8; 32] {
     hash
 }
 
-const TEE_KEY: &str = "/submods/cpu0/ear.veraison.annotated-evidence/runtime_data_claims/tee-pubkey";
+/// Where attestation services put the guest's key, in upstream's order.
+const TEE_KEY_PATHS: [&str; 5] = [
+    "/tdx/attester_runtime_data/tee-pubkey",
+    "/tdx/attester_user_data/tee-pubkey",
+    "/customized_claims/runtime_data/tee-pubkey",
+    "/submods/cpu0/ear.veraison.annotated-evidence/runtime_data_claims/tee-pubkey",
+    "/tee-pubkey",
+];
+const INIT_DATA: &str = "/submods/cpu0/ear.veraison.annotated-evidence/init_data_claims";
 const GENERATION: usize = 512;
 /// Claims take some ten times the memory of their text.
 const GENERATION_BYTES: usize = 4 << 20;
@@ -114,14 +159,38 @@ mod tests {
     #[test]
     fn what_is_remembered_is_bounded_in_number_and_in_bytes() {
         for (bytes, most) in [(1, 2 * GENERATION), (GENERATION_BYTES / 2, 4), (2 * GENERATION_BYTES, 2)] {
-            let tokens = Tokens::default();
+            let tokens = Tokens::new(Vec::new(), false);
             for number in 0..1_200 {
                 let (hash, token) = verified(number);
-                tokens.insert(hash, bytes, token);
-                assert!(tokens.get(&hash).is_some());
+                tokens.insert(hash, bytes, token, 0);
+                assert!(tokens.get(&hash, 0).is_some());
             }
-            let generations = tokens.0.lock().unwrap();
+            let generations = tokens.generations.lock().unwrap();
             assert!(generations.young.len() + generations.old.len() <= most, "{bytes}");
         }
+    }
+
+    #[test]
+    fn other_trusted_keys_forget_what_was_verified() {
+        let tokens = Tokens::new(Vec::new(), false);
+        let (hash, token) = verified(1);
+        tokens.insert(hash, 1, token.clone(), 7);
+        assert!(tokens.get(&hash, 8).is_none());
+        tokens.insert(self::hash("other"), 1, token, 8);
+        assert!(tokens.get(&hash, 8).is_none());
+    }
+
+    #[test]
+    fn the_guests_key_is_found_where_attestation_services_put_it() {
+        let jwk = wire::jwe::TeeKey::generate().unwrap().public_jwk().unwrap();
+        let tokens = Tokens::new(vec!["/my/key".to_owned()], false);
+        for claims in [
+            serde_json::json!({ "my": { "key": jwk } }),
+            serde_json::json!({ "tee-pubkey": jwk }),
+            serde_json::json!({ "customized_claims": { "runtime_data": { "tee-pubkey": jwk } } }),
+        ] {
+            assert!(tokens.tee_key(&claims).is_ok(), "{claims}");
+        }
+        assert!(matches!(tokens.tee_key(&serde_json::json!({ "key": jwk })), Err(Refusal::TeeKey(_))));
     }
 }

@@ -1,122 +1,285 @@
 //! What good measurements look like: reference values, registered by name, kept in the store and in memory.
 //!
-//! A value expires 365 days after its registration; a query after that finds nothing. Registering a name again
-//! replaces its value and starts a new year.
+//! A message gives values through the extractor of its type, all or none. It must be signed by a trusted signer, with
+//! the message's own signature or with that of its payload, unless the settings allow otherwise; a signature that does
+//! not verify is refused in any case. A value ends when its payload says so, or else 365 days after its registration; a
+//! query after that finds nothing. Registering a name again replaces its value; the store keeps the last versions.
+//!
+//! What is in memory follows the store: what another replica registers, or somebody writes into an upstream store's
+//! file, is answered without a restart.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
-mod sample;
+mod error;
+mod extractor;
+mod record;
+mod signer;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
-use store::clock::{Clock, Timestamp};
-use store::{Key, Namespace, Store};
+use store::clock::Clock;
+use store::{Changes, If, Key, Namespace, Store};
+use tokio_util::task::AbortOnDropHandle;
 use wire::reference_value::{Message, VERSION};
 
-/// The registered reference values. Clones share the same set.
-#[derive(Clone)]
-pub struct ReferenceValues {
-    store: Store,
-    clock: Clock,
-    records: Arc<RwLock<Arc<Records>>>,
-    writing: Arc<tokio::sync::Mutex<()>>,
+pub use error::{Error, Kind};
+pub use extractor::{Curve, Extract, Signed, Validity, extract};
+pub use record::{PastRecord, Provenance, Record};
+
+use error::excerpt;
+use extractor::{MAX_PAYLOAD, TOO_LARGE};
+use signer::Signers;
+
+/// What policies ask while they run.
+pub trait Source: Send + Sync {
+    /// The value of a name, unless it is unknown or has ended. May block: it is called on threads that may.
+    ///
+    /// # Errors
+    /// [`Error::Remote`] if the values are kept elsewhere and that place does not answer.
+    fn query(&self, name: &str) -> Result<Option<Value>, Error>;
 }
 
-/// One reference value as it is stored.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-pub struct Record {
-    /// Version of the record's form, that of the message it came in.
-    pub version: String,
-    /// What policies ask for.
-    pub name: String,
-    /// When the value stops being one.
-    pub expiration: Timestamp,
-    /// Any JSON; most policies expect a list of acceptable values.
-    pub value: Value,
+/// Who may vouch for reference values.
+#[derive(Clone, Default)]
+pub struct Settings {
+    /// PEM files of public keys or certificates on Ed25519, P-256 or P-384: 64 keys at most. A certificate counts while
+    /// it is valid; who issued it is not asked.
+    pub trusted_signers: Vec<Vec<u8>>,
+    /// Also register messages that nobody signed, as good as whoever may send them. Default: false.
+    pub allow_unsigned: bool,
+}
+
+/// The registered reference values. Clones share the same set, which follows the store until the last one is dropped.
+#[derive(Clone)]
+pub struct ReferenceValues {
+    shared: Arc<Shared>,
+    _following: Arc<AbortOnDropHandle<()>>,
+}
+
+struct Shared {
+    store: Store,
+    clock: Clock,
+    signers: Signers,
+    allow_unsigned: bool,
+    records: RwLock<Arc<Records>>,
+    writing: tokio::sync::Mutex<()>,
 }
 
 impl ReferenceValues {
-    /// Loads all values of the store.
+    /// Loads all values of the store, and follows it from then on.
     ///
     /// # Errors
-    /// [`Error::Store`]; [`Error::Record`] if a record can't be read.
-    pub async fn load(store: Store, clock: Clock) -> Result<Self, Error> {
+    /// [`Error::TrustedSigner`] for settings that can't be used, [`Error::Store`]; [`Error::Record`] if a record can't
+    /// be read.
+    pub async fn load(store: Store, clock: Clock, settings: Settings) -> Result<Self, Error> {
+        let signers = Signers::parse(&settings.trusted_signers)?;
+        let changes = store.changes(NAMESPACE);
         let mut records = Records::new();
-        for key in store.list(NAMESPACE, "").await? {
-            let Some(entry) = store.get(NAMESPACE, &key).await? else { continue };
-            let record: Record =
-                serde_json::from_slice(&entry.value).map_err(|_| Error::Record(key.as_str().to_owned()))?;
-            records.insert(key.as_str().to_owned(), record);
+        for (name, record) in record::read_all(&store, NAMESPACE).await? {
+            records.insert(name, record?);
         }
-        let records = Arc::new(RwLock::new(Arc::new(records)));
-        Ok(Self { store, clock, records, writing: Arc::default() })
+        let (records, writing) = (RwLock::new(Arc::new(records)), tokio::sync::Mutex::default());
+        let allow_unsigned = settings.allow_unsigned;
+        let shared = Arc::new(Shared { store, clock, signers, allow_unsigned, records, writing });
+        let following = tokio::spawn(shared.clone().follow(changes));
+        Ok(Self { shared, _following: Arc::new(AbortOnDropHandle::new(following)) })
     }
 
     /// Registers the values of a message, all or none, and returns their names.
     ///
     /// # Errors
-    /// [`Error::Version`], [`Error::Extractor`], [`Error::Payload`], [`Error::Name`] or [`Error::TooMany`] for a
-    /// message that can't be registered, [`Error::Store`] if it can't be kept.
+    /// Those of [`Kind::BadRequest`] for a message that can't be registered, those of [`Kind::Forbidden`] if nobody who
+    /// is trusted vouches for it, [`Error::Store`] if it can't be kept.
     pub async fn register(&self, message: &Message) -> Result<Vec<String>, Error> {
-        if message.version != VERSION {
-            return Err(Error::Version(excerpt(&message.version)));
-        }
-        let values = match message.kind.as_str() {
-            "sample" => sample::extract(&message.payload)?,
-            other => return Err(Error::Extractor(excerpt(other))),
-        };
-        let expiration = self.clock.now().after(LIFETIME);
-        let mut entries = Vec::with_capacity(values.len());
-        let mut registered = Vec::with_capacity(values.len());
-        for (name, value) in values {
-            let key = Key::parse(&name).map_err(|_| Error::Name(excerpt(&name)))?;
-            let record = Record { version: VERSION.to_owned(), name, expiration, value };
-            entries.push((key, serde_json::to_vec(&record).map_err(|_| Error::Payload("its values are no JSON"))?));
-            registered.push(record);
-        }
+        self.register_scoped(message, "").await
+    }
 
-        let _one_at_a_time = self.writing.lock().await;
-        let mut records = self.records();
+    /// As [`register`](Self::register), for one who may only register names that start with `prefix`.
+    ///
+    /// # Errors
+    /// Also [`Error::Scope`]; then nothing was registered.
+    pub async fn register_scoped(&self, message: &Message, prefix: &str) -> Result<Vec<String>, Error> {
+        let registered = self.shared.read_scoped(message, prefix)?;
+        let entries = registered.iter().map(Record::to_entry).collect::<Result<Vec<_>, _>>()?;
+
+        let _one_at_a_time = self.shared.writing.lock().await;
+        let mut records = self.shared.records();
+        let now = self.shared.clock.now();
+        Arc::make_mut(&mut records).retain(|_, record| now < record.expiration);
+        let new = registered.iter().filter(|record| !records.contains_key(&record.name)).count();
+        if records.len() + new > MAX_RECORDS {
+            return Err(Error::TooMany(MAX_RECORDS));
+        }
+        self.shared.store.put_all(NAMESPACE, &entries).await?;
+        Ok(self.shared.registered(records, registered))
+    }
+
+    /// As [`register_scoped`](Self::register_scoped), but only if the present values under the prefix are `expected`, and
+    /// none of those that the message replaces is changed meanwhile by anybody. Nothing if that is not so.
+    ///
+    /// # Errors
+    /// As [`register_scoped`](Self::register_scoped).
+    pub async fn register_if(
+        &self,
+        message: &Message,
+        prefix: &str,
+        expected: impl FnOnce(&[Record]) -> bool,
+    ) -> Result<Option<Vec<String>>, Error> {
+        let registered = self.shared.read_scoped(message, prefix)?;
+        let _one_at_a_time = self.shared.writing.lock().await;
+        let mut writes = Vec::with_capacity(registered.len());
+        for record in &registered {
+            let (key, value) = record.to_entry()?;
+            let present = self.shared.store.get(NAMESPACE, &key).await?;
+            writes.push((key, value, present.map_or(If::Absent, |entry| If::Version(entry.version))));
+        }
+        // Read after the versions: what is changed between the two shows here, what is changed later fails the write.
+        self.shared.read_stored().await?;
+        if !expected(&self.list(prefix)) {
+            return Ok(None);
+        }
+        let records = self.shared.records();
         if records.len() + registered.len() > MAX_RECORDS {
             return Err(Error::TooMany(MAX_RECORDS));
         }
-        self.store.put_all(NAMESPACE, &entries).await?;
-        let names = registered.iter().map(|record| record.name.clone()).collect();
-        Arc::make_mut(&mut records).extend(registered.into_iter().map(|record| (record.name.clone(), record)));
-        self.replace(records);
-        Ok(names)
+        match self.shared.store.put_all_if(NAMESPACE, &writes).await {
+            Ok(()) => Ok(Some(self.shared.registered(records, registered))),
+            Err(store::Error::Conflict { .. }) => Ok(None),
+            Err(e) => Err(e.into()),
+        }
     }
 
-    /// The value of a name, unless it is unknown or has expired.
+    /// The value of a name, unless it is unknown or has ended.
     pub fn query(&self, name: &str) -> Option<Value> {
-        let records = self.records();
+        let records = self.shared.records();
         let record = records.get(name)?;
-        (self.clock.now() < record.expiration).then(|| record.value.clone())
+        (self.shared.clock.now() < record.expiration).then(|| record.value.clone())
     }
 
-    /// All records that have not expired, sorted by name.
-    pub fn list(&self) -> Vec<Record> {
-        let now = self.clock.now();
-        self.records().values().filter(|record| now < record.expiration).cloned().collect()
+    /// The records whose names start with `prefix` and that have not ended, sorted by name.
+    pub fn list(&self, prefix: &str) -> Vec<Record> {
+        let now = self.shared.clock.now();
+        let records = self.shared.records();
+        let records = records.range(prefix.to_owned()..).take_while(|(name, _)| name.starts_with(prefix));
+        records.filter(|(_, record)| now < record.expiration).map(|(_, record)| record.clone()).collect()
     }
 
-    /// Removes a name; false if it was unknown.
+    /// Removes a name; false if it was unknown. Its history stays.
     ///
     /// # Errors
     /// [`Error::Store`] if the store does not answer.
     pub async fn delete(&self, name: &str) -> Result<bool, Error> {
         let Ok(key) = Key::parse(name) else { return Ok(false) };
-        let _one_at_a_time = self.writing.lock().await;
-        let known = self.store.delete(NAMESPACE, &key).await?;
-        let mut records = self.records();
+        let _one_at_a_time = self.shared.writing.lock().await;
+        let known = self.shared.store.delete(NAMESPACE, &key).await?;
+        let mut records = self.shared.records();
         Arc::make_mut(&mut records).remove(name);
-        self.replace(records);
+        self.shared.replace(records);
         Ok(known)
+    }
+
+    /// What a name stood for, newest first, as far back as the store keeps versions.
+    ///
+    /// # Errors
+    /// [`Error::Store`] if the store does not answer; [`Error::Record`] if a record can't be read.
+    pub async fn history(&self, name: &str) -> Result<Vec<PastRecord>, Error> {
+        let Ok(key) = Key::parse(name) else { return Ok(Vec::new()) };
+        record::history(&self.shared.store, NAMESPACE, &key).await
+    }
+}
+
+impl Source for ReferenceValues {
+    fn query(&self, name: &str) -> Result<Option<Value>, Error> {
+        Ok(self.query(name))
+    }
+}
+
+impl Shared {
+    /// What a message would register, if all of its names start with `prefix`.
+    fn read_scoped(&self, message: &Message, prefix: &str) -> Result<Vec<Record>, Error> {
+        let registered = self.read(message)?;
+        match registered.iter().find(|record| !record.name.starts_with(prefix)) {
+            Some(other) => Err(Error::Scope { name: excerpt(&other.name), prefix: prefix.to_owned() }),
+            None => Ok(registered),
+        }
+    }
+
+    /// Puts what was stored in force, and returns its names.
+    fn registered(&self, mut records: Arc<Records>, registered: Vec<Record>) -> Vec<String> {
+        let names = registered.iter().map(|record| record.name.clone()).collect();
+        Arc::make_mut(&mut records).extend(registered.into_iter().map(|record| (record.name.clone(), record)));
+        self.replace(records);
+        names
+    }
+
+    /// What a message would register, checked.
+    fn read(&self, message: &Message) -> Result<Vec<Record>, Error> {
+        if message.version != VERSION {
+            return Err(Error::Version(excerpt(&message.version)));
+        }
+        if message.payload.len() > MAX_PAYLOAD {
+            return Err(Error::Payload(TOO_LARGE));
+        }
+        let payload = decoded(&message.payload).ok_or(Error::Payload("it is not standard base64"))?;
+        let now = self.clock.now();
+        let of_message = self.signers.of_message(message, &payload, now)?;
+        let extract = extract(&message.kind, &payload)?;
+        let of_payload = extract.signed.as_ref().map(|signed| self.signers.of_payload(signed, now)).transpose()?;
+        let signer = of_message.or(of_payload);
+        if signer.is_none() && !self.allow_unsigned {
+            return Err(Error::Unsigned);
+        }
+
+        let expiration = extract.validity.end(now, LIFETIME)?;
+        let extractor = message.kind.clone();
+        let provenance = Some(Provenance { signer: signer.map(str::to_owned), extractor, registered: now });
+        let record = |(name, value): (String, Value)| Record {
+            version: VERSION.to_owned(),
+            name,
+            expiration,
+            value,
+            provenance: provenance.clone(),
+        };
+        Ok(extract.values.into_iter().map(record).collect())
+    }
+
+    /// Reads the store again whenever somebody wrote to it.
+    async fn follow(self: Arc<Self>, mut changes: Changes) {
+        loop {
+            changes.changed().await;
+            while let Err(error) = self.reload().await {
+                tracing::warn!(%error, "reference values are not up to date");
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
+
+    async fn reload(&self) -> Result<(), Error> {
+        let _no_write_meanwhile = self.writing.lock().await;
+        self.read_stored().await
+    }
+
+    /// A record that can't be read counts as absent: one bad file must not hold back the others.
+    async fn read_stored(&self) -> Result<(), Error> {
+        let mut records = Records::new();
+        for (name, record) in record::read_all(&self.store, NAMESPACE).await? {
+            match record {
+                Ok(record) => drop(records.insert(name, record)),
+                Err(error) => tracing::warn!(%error, "a reference value is left out"),
+            }
+        }
+        self.replace(Arc::new(records));
+        Ok(())
     }
 
     fn records(&self) -> Arc<Records> {
@@ -128,104 +291,17 @@ impl ReferenceValues {
     }
 }
 
-/// Why reference values could not be registered or read.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error("reference value message has version \"{0}\", this Trustee speaks {VERSION}")]
-    Version(String),
-    #[error("no extractor \"{0}\" for reference values; \"sample\" is one")]
-    Extractor(String),
-    #[error("payload of the reference value message: {0}")]
-    Payload(&'static str),
-    #[error("\"{0}\" can't name a reference value: use the characters a-z A-Z 0-9 - _ . /")]
-    Name(String),
-    #[error("more than {0} reference values: delete some first")]
-    TooMany(usize),
-    #[error("record of reference value {0} can't be read: register it again")]
-    Record(String),
-    #[error(transparent)]
-    Store(#[from] store::Error),
-}
-
 type Records = BTreeMap<String, Record>;
 
-fn excerpt(text: &str) -> String {
-    text.chars().take(80).flat_map(char::escape_default).collect()
+/// Standard base64 with padding.
+fn decoded(text: &str) -> Option<Vec<u8>> {
+    STANDARD.decode(text).ok()
 }
 
-const NAMESPACE: Namespace = Namespace::new("reference-value");
+/// The name of upstream, so that its stores can be taken over.
+const NAMESPACE: Namespace = Namespace::versioned("reference_value");
 const LIFETIME: Duration = Duration::from_secs(365 * 24 * 60 * 60);
-const MAX_RECORDS: usize = store::MAX_LIST as usize;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use base64::Engine as _;
-    use base64::engine::general_purpose::STANDARD;
-    use serde_json::json;
-    use std::sync::atomic::{AtomicU64, Ordering};
-
-    fn message(values: &Value) -> Message {
-        let payload = STANDARD.encode(values.to_string());
-        Message { version: VERSION.to_owned(), kind: "sample".to_owned(), payload }
-    }
-
-    #[tokio::test]
-    async fn values_are_found_by_name_after_a_restart_too() {
-        let store = Store::memory().await.unwrap();
-        let values = ReferenceValues::load(store.clone(), Clock::system()).await.unwrap();
-        let names = values.register(&message(&json!({ "svn": ["1"], "a/b": { "deep": [1, null] } }))).await.unwrap();
-        assert_eq!(names, ["a/b", "svn"]);
-
-        for values in [values, ReferenceValues::load(store, Clock::system()).await.unwrap()] {
-            assert_eq!(values.query("svn"), Some(json!(["1"])));
-            assert_eq!(values.query("a/b"), Some(json!({ "deep": [1, null] })));
-            assert_eq!(values.query("other"), None);
-            assert_eq!(values.list().len(), 2);
-        }
-    }
-
-    #[tokio::test]
-    async fn a_value_ends_after_a_year_and_a_new_registration_prolongs_it() {
-        let seconds = Arc::new(AtomicU64::new(1_000));
-        let clock = Clock::set_by(seconds.clone());
-        let values = ReferenceValues::load(Store::memory().await.unwrap(), clock).await.unwrap();
-        values.register(&message(&json!({ "svn": 1 }))).await.unwrap();
-
-        seconds.store(1_000 + LIFETIME.as_secs() - 1, Ordering::Relaxed);
-        assert_eq!(values.query("svn"), Some(json!(1)));
-        seconds.fetch_add(1, Ordering::Relaxed);
-        assert_eq!(values.query("svn"), None);
-        assert!(values.list().is_empty());
-
-        values.register(&message(&json!({ "svn": 2 }))).await.unwrap();
-        assert_eq!(values.query("svn"), Some(json!(2)));
-    }
-
-    #[tokio::test]
-    async fn a_deleted_value_is_gone() {
-        let values = ReferenceValues::load(Store::memory().await.unwrap(), Clock::system()).await.unwrap();
-        values.register(&message(&json!({ "svn": 1 }))).await.unwrap();
-        assert!(values.delete("svn").await.unwrap());
-        assert!(!values.delete("svn").await.unwrap());
-        assert!(!values.delete("no key ü").await.unwrap());
-        assert_eq!(values.query("svn"), None);
-    }
-
-    #[tokio::test]
-    async fn a_bad_message_registers_nothing() {
-        let values = ReferenceValues::load(Store::memory().await.unwrap(), Clock::system()).await.unwrap();
-        let good = message(&json!({ "svn": 1 }));
-        for bad in [
-            Message { version: "9".to_owned(), ..good.clone() },
-            Message { kind: "in-toto".to_owned(), ..good.clone() },
-            Message { payload: "*".to_owned(), ..good.clone() },
-            message(&json!([1])),
-            message(&json!({})),
-            message(&json!({ "svn": 1, "bad name": 2 })),
-        ] {
-            assert!(values.register(&bad).await.is_err(), "{bad:?} passed");
-        }
-        assert!(values.list().is_empty());
-    }
-}
+/// Between two attempts to read a store that does not answer.
+const RETRY: Duration = Duration::from_secs(5);
+/// Those that have ended do not count.
+const MAX_RECORDS: usize = 10_000;

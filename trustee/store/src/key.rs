@@ -6,28 +6,64 @@ use crate::Error;
 
 /// A part of the store that one kind of record has to itself.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Namespace(&'static str);
+pub struct Namespace {
+    name: &'static str,
+    versioned: bool,
+    quiet: bool,
+}
 
 impl Namespace {
     /// A namespace named in the code.
     ///
     /// # Panics
-    /// At compile time where the name is used as a constant: if it has other characters than `a-z` and `-`.
+    /// At compile time where the name is used as a constant: if it has other characters than `a-z`, `-` and `_`.
     pub const fn new(name: &'static str) -> Self {
-        let bytes = name.as_bytes();
-        assert!(!bytes.is_empty());
-        let mut i = 0;
-        while i < bytes.len() {
-            assert!(bytes[i].is_ascii_lowercase() || bytes[i] == b'-');
-            i += 1;
-        }
-        Self(name)
+        assert!(is_namespace(name));
+        Self { name, versioned: false, quiet: false }
+    }
+
+    /// A namespace whose keys keep their last [`HISTORY`](crate::HISTORY) versions.
+    ///
+    /// # Panics
+    /// As [`Namespace::new`].
+    pub const fn versioned(name: &'static str) -> Self {
+        Self { versioned: true, ..Self::new(name) }
+    }
+
+    /// A namespace that nobody follows with [`Store::changes`](crate::Store::changes): PostgreSQL then takes its
+    /// writes side by side, while those it must tell others about wait for each other.
+    ///
+    /// # Panics
+    /// As [`Namespace::new`].
+    pub const fn quiet(name: &'static str) -> Self {
+        Self { quiet: true, ..Self::new(name) }
     }
 
     /// The name.
     pub const fn as_str(self) -> &'static str {
-        self.0
+        self.name
     }
+
+    pub(crate) const fn is_versioned(self) -> bool {
+        self.versioned
+    }
+
+    pub(crate) const fn is_quiet(self) -> bool {
+        self.quiet
+    }
+}
+
+/// Whether a text can name a namespace: a table and a folder of upstream's may bear it.
+pub(crate) const fn is_namespace(name: &str) -> bool {
+    let bytes = name.as_bytes();
+    let mut i = 0;
+    while i < bytes.len() {
+        if !(bytes[i].is_ascii_lowercase() || bytes[i] == b'-' || bytes[i] == b'_') {
+            return false;
+        }
+        i += 1;
+    }
+    !bytes.is_empty() && bytes.len() <= 64
 }
 
 /// A key: 1 to [`MAX_KEY`] characters of `a-z A-Z 0-9 - _ . /`, as in upstream's stores.

@@ -1,32 +1,48 @@
-//! Persistence of the Trustee: a namespaced key-value store in one SQLite file, every value sealed at rest.
+//! Persistence of the Trustee: a namespaced key-value store in SQLite, PostgreSQL, files or memory.
 //!
-//! One connection writes, several read (write-ahead log). A value is encrypted with AES-256-GCM under a master
-//! key that lies beside the database, bound to its namespace and key, so that a row can't be moved or forged.
+//! In a database every value is encrypted with AES-256-GCM under a master key, bound to its namespace and key, so
+//! that a row can't be moved or forged. Files keep upstream's layout and are plain, for owners who write them by
+//! hand: they are as safe as their folder.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod backend;
+pub mod backup;
+mod changes;
 pub mod clock;
+mod error;
+mod files;
 pub mod key;
+mod location;
+pub mod master_key;
+mod postgres;
+mod rotation;
 pub mod seal;
+mod sqlite;
 
-use std::os::unix::fs::DirBuilderExt as _;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, PoisonError, RwLock};
 
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 use zeroize::Zeroizing;
 
+use backend::{Backend, Effect, Kept, Row, Write, Written};
+pub use backend::{If, Version};
+use changes::Bell;
+pub use changes::Changes;
+pub use error::Error;
 pub use key::{Key, Namespace};
-use seal::SealingKey;
+pub use location::Location;
+pub use master_key::MasterKey;
 
 /// The store. Clones share the same database.
 #[derive(Clone)]
-pub struct Store {
-    readers: SqlitePool,
-    writer: SqlitePool,
-    sealing: Arc<SealingKey>,
+pub struct Store(Arc<Shared>);
+
+struct Shared {
+    backend: Box<dyn Backend>,
+    /// Nothing where values are kept as they are.
+    master_key: Option<RwLock<MasterKey>>,
+    bell: Arc<Bell>,
 }
 
 /// A stored value with the version to name in [`Store::put_if`].
@@ -34,31 +50,49 @@ pub struct Store {
 pub struct Entry {
     /// The plaintext.
     pub value: Zeroizing<Vec<u8>>,
-    /// 1 for a new key, one more with each write.
+    /// Another number after each write. In files it follows from the value, so that equal values share it.
     pub version: u64,
 }
 
 impl Store {
-    /// Opens the store in `directory`, creating directory (0700), master key (0600) and database where absent.
+    /// Opens the store, creating what is absent and bringing an earlier layout up to date.
+    ///
+    /// SQLite without a key takes the one in `master.key` of its folder, made at first; PostgreSQL needs one; files
+    /// take none.
     ///
     /// # Errors
     /// [`Error::MasterKey`] for a key that is unreadable or open to others, [`Error::OtherKey`] if values were
-    /// sealed with another one, [`Error::Newer`] for a database of a later release.
-    pub async fn open(directory: &Path) -> Result<Self, Error> {
-        let failed = |source| Error::Directory { path: directory.to_owned(), source };
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
-        let sealing = SealingKey::from_file(&directory.join("master.key"))?;
-
-        let options = SqliteConnectOptions::new()
-            .filename(directory.join("trustee.db"))
-            .create_if_missing(true)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
-            .busy_timeout(Duration::from_secs(5));
-        let writer = pool(1).connect_with(options.clone()).await?;
-        migrate(&writer).await?;
-        let readers = pool(READERS).connect_with(options.read_only(true)).await?;
-        Self::ready(readers, writer, sealing).await
+    /// sealed with another one, [`Error::Newer`] for a database of a later release, [`Error::Unavailable`].
+    pub async fn open(location: &Location, key: Option<MasterKey>) -> Result<Self, Error> {
+        let bell = Arc::new(Bell::default());
+        let (backend, key): (Box<dyn Backend>, _) = match (location, key) {
+            (Location::Sqlite { directory }, key) => {
+                let (backend, key) = sqlite::Sqlite::open(directory, key, bell.clone()).await?;
+                (Box::new(backend), Some(key))
+            }
+            (Location::Postgres { url, connections }, Some(key)) => {
+                let backend = postgres::Postgres::open(url, *connections, &key, bell.clone()).await?;
+                (Box::new(backend), Some(key))
+            }
+            (Location::Memory, key) => {
+                let key = key.map_or_else(MasterKey::generate, Ok)?;
+                (Box::new(sqlite::Sqlite::memory(&key, bell.clone()).await?), Some(key))
+            }
+            (Location::LocalFs { directory }, None) => {
+                (Box::new(files::Files::folders(directory, bell.clone()).await?), None)
+            }
+            (Location::LocalJson { directory }, None) => {
+                (Box::new(files::Files::json(directory, bell.clone()).await?), None)
+            }
+            (Location::Postgres { .. }, None) => return Err(Error::NoKey),
+            (Location::LocalFs { .. } | Location::LocalJson { .. }, Some(_)) => return Err(Error::Plaintext),
+        };
+        if let Some(key) = &key
+            && let Some(other) = backend.key_ids().await?.into_iter().find(|id| !key.knows(id))
+        {
+            return Err(Error::OtherKey { sealed_with: other, given: key.id().to_owned() });
+        }
+        Ok(Self(Arc::new(Shared { backend, master_key: key.map(RwLock::new), bell })))
     }
 
     /// A store that lives as long as its last clone.
@@ -66,9 +100,19 @@ impl Store {
     /// # Errors
     /// [`Error::Unavailable`] if SQLite can't start.
     pub async fn memory() -> Result<Self, Error> {
-        let writer = pool(1).connect_with(SqliteConnectOptions::new().in_memory(true)).await?;
-        migrate(&writer).await?;
-        Self::ready(writer.clone(), writer, SealingKey::generate()?).await
+        Self::open(&Location::Memory, None).await
+    }
+
+    /// Takes a SQLite database back to an earlier layout, for an earlier release. Whoever opens it with this release
+    /// brings it up to date again; its history is lost.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchLayout`], and those of [`Store::open`].
+    pub async fn migrate_back(location: &Location, key: Option<MasterKey>, layout: i64) -> Result<(), Error> {
+        match location {
+            Location::Sqlite { directory } => sqlite::migrate_back(directory, key, layout).await,
+            _ => Err(Error::NoSuchLayout { wanted: layout }),
+        }
     }
 
     /// The value of a key, or nothing.
@@ -76,16 +120,8 @@ impl Store {
     /// # Errors
     /// [`Error::Unavailable`]; [`Error::Damaged`] if the row doesn't open under the master key.
     pub async fn get(&self, namespace: Namespace, key: &Key) -> Result<Option<Entry>, Error> {
-        let row: Option<(Vec<u8>, i64)> =
-            sqlx::query_as("SELECT value, version FROM entry WHERE namespace = ? AND key = ?")
-                .bind(namespace.as_str())
-                .bind(key.as_str())
-                .fetch_optional(&self.readers)
-                .await?;
-        let Some((sealed, version)) = row else { return Ok(None) };
-        let value = self.sealing.open(&bound_to(namespace, key), &sealed);
-        let value = value.map_err(|_| Error::Damaged { namespace: namespace.as_str(), key: key.clone() })?;
-        Ok(Some(Entry { value, version: version.cast_unsigned() }))
+        let row = self.0.backend.get(namespace.as_str(), key).await?;
+        row.map(|row| self.opened(namespace.as_str(), key.as_str(), row)).transpose()
     }
 
     /// Writes a value whatever was there, and returns its version.
@@ -93,17 +129,7 @@ impl Store {
     /// # Errors
     /// [`Error::TooLarge`], [`Error::Unavailable`].
     pub async fn put(&self, namespace: Namespace, key: &Key, value: &[u8]) -> Result<u64, Error> {
-        // All rows and not one: the statement is committed when it has come to its end, and only then is it known
-        // whether a full disk took the value.
-        let versions: Vec<(i64,)> = sqlx::query_as(UPSERT)
-            .bind(namespace.as_str())
-            .bind(key.as_str())
-            .bind(self.sealing.id())
-            .bind(self.sealed(namespace, key, value)?)
-            .fetch_all(&self.writer)
-            .await?;
-        let (version,) = versions.first().ok_or(sqlx::Error::RowNotFound)?;
-        Ok(version.cast_unsigned())
+        self.put_if(namespace, key, value, If::Any).await
     }
 
     /// Writes several values of one namespace, all or none.
@@ -111,20 +137,25 @@ impl Store {
     /// # Errors
     /// As [`Store::put`]; then nothing was written.
     pub async fn put_all(&self, namespace: Namespace, entries: &[(Key, Vec<u8>)]) -> Result<(), Error> {
-        let mut transaction = self.writer.begin().await?;
-        for (key, value) in entries {
-            sqlx::query(UPSERT)
-                .bind(namespace.as_str())
-                .bind(key.as_str())
-                .bind(self.sealing.id())
-                .bind(self.sealed(namespace, key, value)?)
-                .execute(&mut *transaction)
-                .await?;
-        }
-        Ok(transaction.commit().await?)
+        let write = |(key, value): &(Key, Vec<u8>)| self.to_write(namespace, key, value, If::Any);
+        let writes = entries.iter().map(write).collect::<Result<_, Error>>()?;
+        self.write(namespace, writes).await?;
+        Ok(())
     }
 
-    /// Writes a value only if the key is at version `expected`, or is absent where that is `None`.
+    /// Writes several values of one namespace if each of their keys is as expected, all or none.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] if one is not; otherwise as [`Store::put`]. Then nothing was written.
+    pub async fn put_all_if(&self, namespace: Namespace, entries: &[(Key, Vec<u8>, If)]) -> Result<(), Error> {
+        let write = |(key, value, expected): &(Key, Vec<u8>, If)| self.to_write(namespace, key, value, *expected);
+        let writes = entries.iter().map(write).collect::<Result<_, Error>>()?;
+        self.write(namespace, writes).await?;
+        Ok(())
+    }
+
+    /// Writes a value only if the key is as expected: any [`If`], or as short forms a version, or `None` for a key
+    /// that is absent.
     ///
     /// # Errors
     /// [`Error::Conflict`] if it is not; otherwise as [`Store::put`].
@@ -133,30 +164,12 @@ impl Store {
         namespace: Namespace,
         key: &Key,
         value: &[u8],
-        expected: Option<u64>,
+        expected: impl Into<If>,
     ) -> Result<u64, Error> {
-        let query = match expected {
-            None => sqlx::query(
-                "INSERT INTO entry (namespace, key, version, key_id, value) VALUES (?1, ?2, 1, ?3, ?4)
-                 ON CONFLICT DO NOTHING",
-            ),
-            Some(_) => sqlx::query(
-                "UPDATE entry SET version = version + 1, key_id = ?3, value = ?4
-                 WHERE namespace = ?1 AND key = ?2 AND version = ?5",
-            ),
-        };
-        let query = query
-            .bind(namespace.as_str())
-            .bind(key.as_str())
-            .bind(self.sealing.id())
-            .bind(self.sealed(namespace, key, value)?);
-        let query = match expected {
-            None => query,
-            Some(version) => query.bind(version.cast_signed()),
-        };
-        match query.execute(&self.writer).await?.rows_affected() {
-            0 => Err(Error::Conflict { namespace: namespace.as_str(), key: key.clone() }),
-            _ => Ok(expected.unwrap_or(0) + 1),
+        let write = self.to_write(namespace, key, value, expected.into())?;
+        match self.write(namespace, vec![write]).await? {
+            Some(Effect::Put(version)) => Ok(version),
+            _ => Err(Error::Conflict { namespace: namespace.as_str(), key: key.clone() }),
         }
     }
 
@@ -165,25 +178,25 @@ impl Store {
     /// # Errors
     /// [`Error::Unavailable`].
     pub async fn delete(&self, namespace: Namespace, key: &Key) -> Result<bool, Error> {
-        let done = sqlx::query("DELETE FROM entry WHERE namespace = ? AND key = ?")
-            .bind(namespace.as_str())
-            .bind(key.as_str())
-            .execute(&self.writer)
-            .await?;
-        Ok(done.rows_affected() > 0)
+        self.delete_if(namespace, key, If::Any).await
     }
 
-    /// Removes all keys of a namespace that sort before `bound`, and returns how many.
+    /// Removes a key only if it is as expected; false if it was not there and need not be.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] if it is not, [`Error::Unavailable`].
+    pub async fn delete_if(&self, namespace: Namespace, key: &Key, expected: impl Into<If>) -> Result<bool, Error> {
+        let write = Write { key: key.clone(), value: None, condition: expected.into() };
+        Ok(matches!(self.write(namespace, vec![write]).await?, Some(Effect::Deleted)))
+    }
+
+    /// Removes all keys of a namespace that sort before `bound`, and returns how many. For records that expire: what
+    /// a versioned namespace loses so is not in its history.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
     pub async fn delete_before(&self, namespace: Namespace, bound: &Key) -> Result<u64, Error> {
-        let done = sqlx::query("DELETE FROM entry WHERE namespace = ? AND key < ?")
-            .bind(namespace.as_str())
-            .bind(bound.as_str())
-            .execute(&self.writer)
-            .await?;
-        Ok(done.rows_affected())
+        self.0.backend.delete_before(namespace.into(), bound).await
     }
 
     /// The first [`MAX_LIST`] keys of a namespace that start with `prefix`, sorted.
@@ -191,16 +204,56 @@ impl Store {
     /// # Errors
     /// [`Error::Unavailable`]; [`Error::Key`] if another program wrote a key that is none.
     pub async fn list(&self, namespace: Namespace, prefix: &str) -> Result<Vec<Key>, Error> {
-        // No key holds a byte as high as DEL, so it closes the range of keys that share a prefix.
-        let rows: Vec<(String,)> = sqlx::query_as(
-            "SELECT key FROM entry WHERE namespace = ?1 AND key >= ?2 AND key < ?2 || char(127) ORDER BY key LIMIT ?3",
-        )
-        .bind(namespace.as_str())
-        .bind(prefix)
-        .bind(MAX_LIST)
-        .fetch_all(&self.readers)
-        .await?;
-        rows.into_iter().map(|(key,)| Key::parse(&key)).collect()
+        self.list_after(namespace, prefix, None, MAX_LIST as usize).await
+    }
+
+    /// The first keys of a namespace that start with `prefix` and come after `after`, sorted: at most `limit` and
+    /// [`MAX_LIST`].
+    ///
+    /// # Errors
+    /// As [`Store::list`].
+    pub async fn list_after(
+        &self,
+        namespace: Namespace,
+        prefix: &str,
+        after: Option<&Key>,
+        limit: usize,
+    ) -> Result<Vec<Key>, Error> {
+        let limit = i64::try_from(limit).unwrap_or(MAX_LIST).min(MAX_LIST);
+        let after = after.map_or("", Key::as_str);
+        let keys = self.0.backend.list(namespace.as_str(), prefix, after, limit).await?;
+        keys.iter().map(|key| Key::parse(key)).collect()
+    }
+
+    /// The last [`HISTORY`] versions of a key, newest first, deletions included. Only the present one where the
+    /// namespace is not versioned.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn history(&self, namespace: Namespace, key: &Key) -> Result<Vec<Version>, Error> {
+        self.0.backend.history(namespace.as_str(), key).await
+    }
+
+    /// The value of a version of [`Store::history`]; nothing if it is not known or a deletion.
+    ///
+    /// # Errors
+    /// As [`Store::get`].
+    pub async fn at(&self, namespace: Namespace, key: &Key, version: u64) -> Result<Option<Entry>, Error> {
+        let row = self.0.backend.at(namespace.as_str(), key, version).await?;
+        row.map(|row| self.opened(namespace.as_str(), key.as_str(), row)).transpose()
+    }
+
+    /// Tells from now on when somebody writes to a namespace: this process, another replica on PostgreSQL, or
+    /// whoever edits a file. A SQLite database belongs to one process, which hears only of itself.
+    pub fn changes(&self, namespace: Namespace) -> Changes {
+        self.0.backend.follow(namespace.as_str());
+        self.0.bell.changes(namespace.as_str())
+    }
+
+    /// Whether changes of others are heard of. It is false while the line to PostgreSQL is down; when it is up again
+    /// everything counts as changed.
+    pub fn healthy(&self) -> bool {
+        self.0.backend.healthy()
     }
 
     /// Whether the database answers.
@@ -208,173 +261,60 @@ impl Store {
     /// # Errors
     /// [`Error::Unavailable`] if it doesn't.
     pub async fn ping(&self) -> Result<(), Error> {
-        let _: (i64,) = sqlx::query_as("SELECT 1").fetch_one(&self.readers).await?;
-        Ok(())
+        self.0.backend.ping().await
     }
 
     /// Writes what is pending and closes the database; further calls fail.
     pub async fn close(&self) {
-        self.readers.close().await;
-        self.writer.close().await;
+        self.0.backend.close().await;
     }
 
-    async fn ready(readers: SqlitePool, writer: SqlitePool, sealing: SealingKey) -> Result<Self, Error> {
-        let other: Option<(String,)> = sqlx::query_as("SELECT key_id FROM entry WHERE key_id <> ? LIMIT 1")
-            .bind(sealing.id())
-            .fetch_optional(&writer)
-            .await?;
-        match other {
-            Some((id,)) => Err(Error::OtherKey { sealed_with: id, given: sealing.id().to_owned() }),
-            None => Ok(Self { readers, writer, sealing: Arc::new(sealing) }),
+    /// Does writes, and returns the effect of the last.
+    async fn write(&self, namespace: Namespace, writes: Vec<Write>) -> Result<Option<Effect>, Error> {
+        match self.0.backend.write(namespace.into(), writes).await? {
+            Written::Done(mut effects) => Ok(effects.pop()),
+            Written::Conflict(key) => Err(Error::Conflict { namespace: namespace.as_str(), key }),
         }
     }
 
-    fn sealed(&self, namespace: Namespace, key: &Key, value: &[u8]) -> Result<Vec<u8>, Error> {
+    fn to_write(&self, namespace: Namespace, key: &Key, value: &[u8], condition: If) -> Result<Write, Error> {
+        Ok(Write { key: key.clone(), value: Some(self.kept(namespace.as_str(), key, value)?), condition })
+    }
+
+    fn kept(&self, namespace: &str, key: &Key, value: &[u8]) -> Result<Kept, Error> {
         if value.len() > MAX_VALUE {
             return Err(Error::TooLarge { size: value.len() });
         }
-        Ok(self.sealing.seal(&bound_to(namespace, key), value)?)
-    }
-}
-
-/// Why the store could not do what was asked. No variant holds any part of a value.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error("\"{0}\" can't be a key: use up to {max} of the characters a-z A-Z 0-9 - _ . /", max = key::MAX_KEY)]
-    Key(String),
-    #[error("the value has {size} bytes, the store holds at most {MAX_VALUE} in one")]
-    TooLarge { size: usize },
-    #[error("{namespace}/{key} was changed by someone else; next: read it again")]
-    Conflict { namespace: &'static str, key: Key },
-    #[error("{namespace}/{key} does not open under the master key; next: restore the database from a backup")]
-    Damaged { namespace: &'static str, key: Key },
-    #[error("values were sealed with master key {sealed_with}, but {given} was given; next: restore master.key")]
-    OtherKey { sealed_with: String, given: String },
-    #[error("the database has layout {found}, this release knows {LAYOUT}; next: use the later release")]
-    Newer { found: i64 },
-    #[error("directory {}: {source}; next: check the path and its permissions", path.display())]
-    Directory { path: PathBuf, source: std::io::Error },
-    #[error(transparent)]
-    MasterKey(#[from] seal::Error),
-    #[error("the database does not answer: {0}; next: check its folder's space and permissions, and who else uses it")]
-    Unavailable(#[from] sqlx::Error),
-}
-
-async fn migrate(writer: &SqlitePool) -> Result<(), Error> {
-    let (layout,): (i64,) = sqlx::query_as("PRAGMA user_version").fetch_one(writer).await?;
-    match layout {
-        0 => {
-            let mut transaction = writer.begin().await?;
-            sqlx::query(CREATE).execute(&mut *transaction).await?;
-            sqlx::query("PRAGMA user_version = 1").execute(&mut *transaction).await?;
-            Ok(transaction.commit().await?)
+        match self.master_key() {
+            Some(master) => {
+                let sealed = master.seal(namespace, key.as_str(), value)?;
+                Ok(Kept { key_id: master.id().to_owned(), bytes: sealed.into() })
+            }
+            None => Ok(Kept { key_id: String::new(), bytes: value.to_vec().into() }),
         }
-        LAYOUT => Ok(()),
-        found => Err(Error::Newer { found }),
     }
-}
 
-/// An in-memory database vanishes with its connection, so connections are never retired.
-fn pool(connections: u32) -> SqlitePoolOptions {
-    SqlitePoolOptions::new()
-        .max_connections(connections)
-        .acquire_timeout(Duration::from_secs(10))
-        .idle_timeout(None)
-        .max_lifetime(None)
-}
+    fn opened(&self, namespace: &str, key: &str, row: Row) -> Result<Entry, Error> {
+        let Row { version, kept } = row;
+        let value = match self.master_key() {
+            Some(master) => master.open(&kept.key_id, namespace, key, &kept.bytes),
+            None => Ok(kept.bytes),
+        };
+        let damaged = |_| Error::Damaged { namespace: namespace.to_owned(), key: key.to_owned() };
+        Ok(Entry { value: value.map_err(damaged)?, version })
+    }
 
-fn bound_to(namespace: Namespace, key: &Key) -> Vec<u8> {
-    [namespace.as_str().as_bytes(), &[0], key.as_str().as_bytes()].concat()
+    fn master_key(&self) -> Option<MasterKey> {
+        let key = self.0.master_key.as_ref()?;
+        Some(key.read().unwrap_or_else(PoisonError::into_inner).clone())
+    }
 }
 
 /// Largest value in bytes.
 pub const MAX_VALUE: usize = 4 << 20;
 /// Most keys in one answer of [`Store::list`].
 pub const MAX_LIST: i64 = 10_000;
-const READERS: u32 = 4;
-const LAYOUT: i64 = 1;
-const CREATE: &str = "CREATE TABLE IF NOT EXISTS entry (
-    namespace TEXT NOT NULL, key TEXT NOT NULL, version INTEGER NOT NULL, key_id TEXT NOT NULL, value BLOB NOT NULL,
-    PRIMARY KEY (namespace, key)) STRICT";
-const UPSERT: &str = "INSERT INTO entry (namespace, key, version, key_id, value) VALUES (?1, ?2, 1, ?3, ?4)
-    ON CONFLICT (namespace, key) DO UPDATE SET version = version + 1, key_id = ?3, value = ?4 RETURNING version";
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const SECRETS: Namespace = Namespace::new("secrets");
-    const OTHERS: Namespace = Namespace::new("others");
-
-    fn key(text: &str) -> Key {
-        Key::parse(text).unwrap()
-    }
-
-    #[tokio::test]
-    async fn what_was_put_is_read_until_it_is_deleted() {
-        let store = Store::memory().await.unwrap();
-        assert_eq!(store.put(SECRETS, &key("a/b/c"), b"one").await.unwrap(), 1);
-        assert_eq!(store.put(SECRETS, &key("a/b/c"), b"two").await.unwrap(), 2);
-
-        let entry = store.get(SECRETS, &key("a/b/c")).await.unwrap().unwrap();
-        assert_eq!((entry.value.as_slice(), entry.version), (b"two".as_slice(), 2));
-        assert!(store.get(OTHERS, &key("a/b/c")).await.unwrap().is_none());
-
-        assert!(store.delete(SECRETS, &key("a/b/c")).await.unwrap());
-        assert!(!store.delete(SECRETS, &key("a/b/c")).await.unwrap());
-        assert!(store.get(SECRETS, &key("a/b/c")).await.unwrap().is_none());
-    }
-
-    #[tokio::test]
-    async fn a_conditional_write_loses_against_an_earlier_one() {
-        let store = Store::memory().await.unwrap();
-        let k = key("k");
-        assert_eq!(store.put_if(SECRETS, &k, b"1", None).await.unwrap(), 1);
-        assert!(matches!(store.put_if(SECRETS, &k, b"x", None).await, Err(Error::Conflict { .. })));
-        assert_eq!(store.put_if(SECRETS, &k, b"2", Some(1)).await.unwrap(), 2);
-        assert!(matches!(store.put_if(SECRETS, &k, b"x", Some(1)).await, Err(Error::Conflict { .. })));
-        assert_eq!(store.get(SECRETS, &k).await.unwrap().unwrap().value.as_slice(), b"2");
-    }
-
-    #[tokio::test]
-    async fn keys_are_listed_by_prefix_and_trimmed_by_order() {
-        let store = Store::memory().await.unwrap();
-        let entries: Vec<_> = ["a/1", "a/2", "ab", "b"].iter().map(|k| (key(k), b"v".to_vec())).collect();
-        store.put_all(SECRETS, &entries).await.unwrap();
-
-        let listed = |keys: Vec<Key>| keys.iter().map(ToString::to_string).collect::<Vec<_>>();
-        assert_eq!(listed(store.list(SECRETS, "a/").await.unwrap()), ["a/1", "a/2"]);
-        assert_eq!(listed(store.list(SECRETS, "").await.unwrap()).len(), 4);
-        assert_eq!(store.delete_before(SECRETS, &key("ab")).await.unwrap(), 2);
-        assert_eq!(listed(store.list(SECRETS, "").await.unwrap()), ["ab", "b"]);
-    }
-
-    #[tokio::test]
-    async fn a_restart_keeps_values_sealed_under_the_same_key() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("data");
-        let store = Store::open(&path).await.unwrap();
-        store.put(SECRETS, &key("k"), b"a secret of some length").await.unwrap();
-        store.close().await;
-
-        let on_disk = std::fs::read(path.join("trustee.db")).unwrap();
-        assert!(!on_disk.windows(8).any(|w| w == b"a secret"));
-        let store = Store::open(&path).await.unwrap();
-        assert_eq!(store.get(SECRETS, &key("k")).await.unwrap().unwrap().value.as_slice(), b"a secret of some length");
-        store.close().await;
-
-        std::fs::remove_file(path.join("master.key")).unwrap();
-        assert!(matches!(Store::open(&path).await, Err(Error::OtherKey { .. })));
-    }
-
-    #[tokio::test]
-    async fn a_row_that_was_moved_or_is_too_large_is_refused() {
-        let store = Store::memory().await.unwrap();
-        store.put(SECRETS, &key("low"), b"v").await.unwrap();
-        sqlx::query("UPDATE entry SET key = 'high'").execute(&store.writer).await.unwrap();
-        assert!(matches!(store.get(SECRETS, &key("high")).await, Err(Error::Damaged { .. })));
-
-        let large = vec![0; MAX_VALUE + 1];
-        assert!(matches!(store.put(SECRETS, &key("k"), &large).await, Err(Error::TooLarge { .. })));
-    }
-}
+/// How many versions of a key a versioned namespace keeps, the present one included.
+pub const HISTORY: usize = 100;
+/// The layout of databases that this release writes.
+const LAYOUT: i64 = 2;

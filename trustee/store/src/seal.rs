@@ -1,12 +1,7 @@
-//! Authenticated encryption with AES-256-GCM and random nonces, and the master key's file.
+//! Authenticated encryption with AES-256-GCM and random nonces.
 //!
 //! Random nonces allow 2^32 messages per key (NIST SP 800-38D): far beyond the writes of a store's life, and what
 //! seals more often than that rotates its keys.
-
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use aws_lc_rs::{digest, rand};
@@ -35,24 +30,6 @@ impl SealingKey {
     /// [`Error::Random`] if the system gives no randomness.
     pub fn generate() -> Result<Self, Error> {
         Self::new(random::<KEY_LEN>()?.as_slice())
-    }
-
-    /// The key in a file of 64 hexadecimal digits, created with mode 0600 if there is none.
-    ///
-    /// # Errors
-    /// [`Error::File`], [`Error::Exposed`] if others than the owner may read it, [`Error::Encoding`].
-    pub fn from_file(path: &Path) -> Result<Self, Error> {
-        let failed = |source| Error::File { path: path.to_owned(), source };
-        if !path.try_exists().map_err(failed)? {
-            create(path).map_err(failed)?;
-        }
-        if fs::metadata(path).map_err(failed)?.permissions().mode() & 0o077 != 0 {
-            return Err(Error::Exposed(path.to_owned()));
-        }
-        let text = Zeroizing::new(fs::read_to_string(path).map_err(failed)?);
-        let mut bytes = Zeroizing::new([0; KEY_LEN]);
-        hex::decode_to_slice(text.trim_end(), bytes.as_mut_slice()).map_err(|_| Error::Encoding(path.to_owned()))?;
-        Self::new(bytes.as_slice())
     }
 
     /// Names the key without giving it away: the first 8 bytes of its SHA-256, in hexadecimal.
@@ -118,29 +95,6 @@ pub enum Error {
     Random,
     #[error("not sealed with this key, or changed since")]
     NotSealed,
-    #[error("key file {}: {source}; next: check its permissions", path.display())]
-    File { path: PathBuf, source: io::Error },
-    #[error("key file {} can be read by others; next: chmod 600 it", .0.display())]
-    Exposed(PathBuf),
-    #[error("key file {} does not hold {} hexadecimal digits; next: restore it from a backup", .0.display(), 2 * KEY_LEN)]
-    Encoding(PathBuf),
-}
-
-/// Written beside and linked into place, so that two processes that start at once agree on one whole key.
-fn create(path: &Path) -> io::Result<()> {
-    let bytes = random::<KEY_LEN>().map_err(io::Error::other)?;
-    let draft = path.with_extension(format!("draft-{}", std::process::id()));
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
-    let written = file
-        .write_all(Zeroizing::new(hex::encode(bytes.as_slice())).as_bytes())
-        .and_then(|()| file.write_all(b"\n"))
-        .and_then(|()| file.sync_all());
-    let linked = written.and_then(|()| match fs::hard_link(&draft, path) {
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        other => other,
-    });
-    fs::remove_file(&draft)?;
-    linked
 }
 
 /// How many bytes [`SealingKey::seal`] adds.
@@ -167,21 +121,5 @@ mod tests {
             assert!(key.open(b"here", &changed).is_err(), "byte {i} is not protected");
             assert!(key.open(b"here", &sealed[..i]).is_err());
         }
-    }
-
-    #[test]
-    fn a_key_file_is_private_and_stays_the_same() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("master.key");
-        let first = SealingKey::from_file(&path).unwrap();
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        assert_eq!(SealingKey::from_file(&path).unwrap().id(), first.id());
-        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
-
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
-        assert!(matches!(SealingKey::from_file(&path), Err(Error::Exposed(_))));
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-        fs::write(&path, "abc").unwrap();
-        assert!(matches!(SealingKey::from_file(&path), Err(Error::Encoding(_))));
     }
 }

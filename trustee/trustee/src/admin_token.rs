@@ -21,7 +21,7 @@ pub struct Arguments {
     /// How many hours the token is valid.
     #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u64).range(1..=8784))]
     hours: u64,
-    /// The token's role.
+    /// The token's role, as the configuration's acls name it.
     #[arg(long, default_value = "admin")]
     role: String,
     /// Who the token is for; the audit log names them.
@@ -47,7 +47,7 @@ pub(crate) fn issue(directory: &Path, hours: u64, role: &str, subject: &str) -> 
     let signing = EncodingKey::from_ed_pem(&pem).map_err(|_| Error::Key(key.clone()))?;
     let now = Clock::system().now();
     let expiry = now.after(Duration::from_secs(hours * 3600));
-    let claims = json!({ "iss": "trustee", "sub": subject, "role": role, "iat": now.unix(), "exp": expiry.unix() });
+    let claims = json!({ "iss": ISSUER, "sub": subject, "role": role, "iat": now.unix(), "exp": expiry.unix() });
     let token = encode(&Header::new(Algorithm::EdDSA), &claims, &signing).map_err(|_| Error::Key(key))?;
 
     let path = directory.join("admin-token");
@@ -75,5 +75,7 @@ pub enum Error {
     Key(PathBuf),
 }
 
+/// Who says who an administrator is: the holder of a directory's key.
+pub(crate) const ISSUER: &str = "trustee";
 /// Name of the signing key's file in a directory.
 pub(crate) const KEY: &str = "admin.key";

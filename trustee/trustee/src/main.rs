@@ -1,55 +1,65 @@
-//! The Trustee's binary: key broker, attestation service and reference values in one process.
+//! The Trustee's binary: key broker, attestation service and reference values, in one process or one role a process.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod admin_token;
+mod attestation_role;
+mod cli;
+mod compose;
 mod config;
+mod maintenance;
+mod process;
+mod provider_role;
+mod reference;
+mod routed;
 mod serve;
 mod setup;
+mod storage;
+mod telemetry;
 
-use std::path::PathBuf;
+use std::error::Error;
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
-use tracing_subscriber::EnvFilter;
-
-/// Hands secrets to guests that prove what they are.
-#[derive(Parser)]
-#[command(name = "trustee", version)]
-struct Cli {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Subcommand)]
-enum Command {
-    /// Serve until SIGTERM or Ctrl-C.
-    Serve {
-        /// The configuration file, as `trustee setup` writes it.
-        #[arg(long, short)]
-        config: PathBuf,
-    },
-    /// Make keys, certificates, an administrator's token and a configuration in a new directory.
-    Setup(setup::Arguments),
-    /// Issue a new administrator's token for a directory that `trustee setup` made.
-    AdminToken(admin_token::Arguments),
-}
+use cli::{Cli, Command};
 
 fn main() -> ExitCode {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-
-    let done = match Cli::parse().command {
-        Command::Serve { config } => serve::run(&config).map_err(|e| e.to_string()),
-        Command::Setup(arguments) => setup::run(&arguments).map_err(|e| e.to_string()),
-        Command::AdminToken(arguments) => admin_token::run(&arguments).map_err(|e| e.to_string()),
+    let command = match Cli::read(std::env::args_os()) {
+        Ok(cli) => cli.command,
+        // Prints help and versions too.
+        Err(e) => e.exit(),
     };
-    match done {
+    match run(command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("trustee: {e}");
             ExitCode::FAILURE
         }
     }
+}
+
+fn run(command: Command) -> Result<(), Box<dyn Error>> {
+    match command {
+        Command::Serve { config } => serve::run(&config)?,
+        Command::Kbs(arguments) => serve::run_kbs(arguments)?,
+        Command::GrpcAs(arguments) => attestation_role::run_grpc(arguments)?,
+        Command::RestfulAs(arguments) => attestation_role::run_rest(arguments)?,
+        Command::Rvps(arguments) => provider_role::run(arguments)?,
+        Command::RvpsTool(arguments) => provider_role::run_tool(arguments)?,
+        Command::Setup(arguments) => setup::run(&arguments)?,
+        Command::AdminToken(arguments) => admin_token::run(&arguments)?,
+        Command::Backup(arguments) => maintenance::backup(arguments)?,
+        Command::Restore(arguments) => maintenance::restore(arguments)?,
+        Command::Migrate(arguments) => maintenance::migrate(arguments)?,
+        Command::RotateMasterKey(arguments) => maintenance::rotate_master_key(arguments)?,
+        Command::RotateSigningKey(arguments) => maintenance::rotate_signing_key(arguments)?,
+        Command::ConfigReference => print(&config::reference::markdown())?,
+        Command::Openapi => print(&format!("{:#}\n", key_broker::openapi()))?,
+    }
+    Ok(())
+}
+
+fn print(text: &str) -> io::Result<()> {
+    io::stdout().write_all(text.as_bytes())
 }

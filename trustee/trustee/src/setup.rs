@@ -12,11 +12,11 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
     KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_ED25519, date_time_ymd,
 };
+use serde_json::json;
 use store::clock::Clock;
 use zeroize::Zeroizing;
 
 use crate::admin_token;
-use crate::config::{Admin, Attestation, Audit, AuthorizationMode, Config, HttpServer, Storage};
 
 /// What to set up.
 #[derive(Args)]
@@ -33,6 +33,12 @@ pub struct Arguments {
     /// Where to listen; port 0 takes a free one.
     #[arg(long, default_value = "127.0.0.1:8080")]
     listen: String,
+    /// Keep data in this PostgreSQL database, which replicas can share: postgres://user:password@host:port/database.
+    #[arg(long, value_name = "URL", conflicts_with = "database")]
+    postgres: Option<Zeroizing<String>>,
+    /// Keep data in this folder. Without it, in the directory's `data`.
+    #[arg(long, value_name = "FOLDER")]
+    database: Option<PathBuf>,
     /// How many hours the first administrator's token is valid.
     #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u64).range(1..=8784))]
     admin_token_hours: u64,
@@ -48,6 +54,13 @@ pub fn run(arguments: &Arguments) -> Result<(), Error> {
     }
     if let Some(name) = arguments.names.iter().find(|name| !is_name(name)) {
         return Err(Error::Name(name.clone()));
+    }
+    if arguments
+        .postgres
+        .as_ref()
+        .is_some_and(|url| !url.starts_with("postgres://") && !url.starts_with("postgresql://"))
+    {
+        return Err(Error::Postgres);
     }
     let wanted = &arguments.directory;
     let failed = |source| Error::File { path: wanted.clone(), source };
@@ -88,6 +101,8 @@ pub enum Error {
     Listen(String),
     #[error("setup: --san {0:?} is neither a name nor an address; next: write it without scheme and port")]
     Name(String),
+    #[error("setup: --postgres is no URL of a database; next: write it as postgres://user:password@host:port/database")]
+    Postgres,
     #[error("setup: certificate: {0}; next: check the names given with --san")]
     Certificate(#[from] rcgen::Error),
     #[error("setup: the configuration can't be written as TOML: {0}; next: choose a directory with a name in UTF-8")]
@@ -112,7 +127,8 @@ impl Files {
         let hours = arguments.admin_token_hours;
         let token = admin_token::issue(&self.directory, hours, ROLE, "owner")?;
         self.written.push(token.clone());
-        self.write(CONFIG, configuration(&self.directory, arguments)?.as_bytes(), PUBLIC)?;
+        let readable = if arguments.postgres.is_some() { PRIVATE } else { PUBLIC };
+        self.write(CONFIG, configuration(&self.directory, arguments)?.as_bytes(), readable)?;
         Ok(token)
     }
 
@@ -177,24 +193,41 @@ fn is_name(name: &str) -> bool {
     name.parse::<IpAddr>().is_ok() || name.strip_prefix("*.").unwrap_or(name).split('.').all(label)
 }
 
-fn configuration(directory: &Path, arguments: &Arguments) -> Result<String, Error> {
-    let config = Config {
-        http_server: HttpServer {
-            sockets: vec![arguments.listen.clone()],
-            insecure_http: false,
-            certificate: Some(directory.join("tls.pem")),
-            private_key: Some(directory.join("tls.key")),
-        },
-        storage: Storage { directory: directory.join("data") },
-        attestation: Attestation { sample_verifier: arguments.sample_verifier, ..Attestation::default() },
-        admin: Admin {
-            authorization_mode: AuthorizationMode::AuthenticatedAuthorization,
-            public_key: Some(directory.join("admin.pub")),
-            roles: vec![ROLE.to_owned()],
-        },
-        audit: Audit { path: directory.join("audit.jsonl") },
+fn configuration(directory: &Path, arguments: &Arguments) -> Result<Zeroizing<String>, Error> {
+    let storage = match &arguments.postgres {
+        Some(url) => json!({
+            "storage_type": "Postgres",
+            "backends": { "postgres": { "url": url.as_str() } },
+            // Every replica needs it: it can't lie in the database that it seals.
+            "master_key": { "file": directory.join("master.key") },
+        }),
+        None => {
+            let folder = match &arguments.database {
+                Some(folder) => {
+                    std::path::absolute(folder).map_err(|source| Error::File { path: folder.clone(), source })?
+                }
+                None => directory.join("data"),
+            };
+            json!({ "storage_type": "Sqlite", "backends": { "sqlite": { "directory": folder } } })
+        }
     };
-    Ok(toml::to_string(&config)?)
+    let provider = json!({ "issuer": admin_token::ISSUER, "public_key_uri": directory.join("admin.pub") });
+    let config = json!({
+        "http_server": {
+            "sockets": [arguments.listen],
+            "certificate": directory.join("tls.pem"),
+            "private_key": directory.join("tls.key"),
+        },
+        "storage_backend": storage,
+        "attestation_service": { "type": "coco_as_builtin", "sample_verifier": arguments.sample_verifier },
+        "admin": {
+            "authorization_mode": "AuthenticatedAuthorization",
+            "authentication": { "bearer_jwt": { "identity_providers": [provider] } },
+            "authorization": { "regex_acl": { "acls": [{ "role": ROLE, "allowed_endpoints": "^/kbs/.*$" }] } },
+        },
+        "audit": { "path": directory.join("audit.jsonl") },
+    });
+    Ok(Zeroizing::new(toml::to_string(&config)?))
 }
 
 /// From yesterday, for clocks that are behind, to the same day in so many years.
@@ -223,6 +256,8 @@ const PUBLIC: u32 = 0o644;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{Config, File as _};
+    use std::os::unix::fs::PermissionsExt as _;
 
     fn arguments(directory: &Path) -> Arguments {
         Arguments {
@@ -230,6 +265,8 @@ mod tests {
             names: Vec::new(),
             sample_verifier: false,
             listen: "127.0.0.1:0".to_owned(),
+            postgres: None,
+            database: None,
             admin_token_hours: 1,
         }
     }
@@ -255,6 +292,25 @@ mod tests {
         run(&arguments(&wanted)).unwrap();
         assert!(run(&arguments(&wanted)).is_err());
         assert!(wanted.join(CONFIG).exists(), "the first setup is untouched");
+    }
+
+    #[test]
+    fn what_it_writes_can_be_served() {
+        let folder = tempfile::tempdir().unwrap();
+        let postgres = Some(Zeroizing::new("postgres://u:p@h/d".to_owned()));
+        for (name, postgres, database) in
+            [("a", None, None), ("b", postgres, None), ("c", None, Some(folder.path().join("elsewhere")))]
+        {
+            let directory = folder.path().join(name);
+            run(&Arguments { postgres, database, ..arguments(&directory) }).unwrap();
+            let read = Config::read(&directory.join(CONFIG)).unwrap();
+            assert!(read.warnings.is_empty(), "{:?}", read.warnings);
+            let mode = std::fs::metadata(directory.join(CONFIG)).unwrap().permissions().mode();
+            assert_eq!(mode & 0o077 == 0, name == "b", "who may read a password");
+        }
+        let bad = Some(Zeroizing::new("mysql://u:secret@h".to_owned()));
+        let error = run(&Arguments { postgres: bad, ..arguments(&folder.path().join("d")) }).unwrap_err().to_string();
+        assert!(error.contains("--postgres") && !error.contains("secret"), "{error}");
     }
 
     #[test]

@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use reqwest::Method;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -22,11 +21,15 @@ pub struct Arguments {
 }
 
 /// Prints the record of a refusal.
-pub async fn run(trustee: &Trustee, reference: &str) -> Outcome {
+pub async fn run(trustee: &Trustee, reference: &str, json: bool) -> Outcome {
     if !reference.bytes().all(|b| b.is_ascii_alphanumeric()) {
         return Err("--reference is not one; next: give the letters and digits that the guest was told".into());
     }
-    let answer = trustee.call(Method::GET, &format!("explain/{reference}"), Vec::new()).await?;
+    let answer = trustee.get(&format!("explain/{reference}")).await?;
+    if json {
+        println!("{}", String::from_utf8_lossy(&answer));
+        return Ok(());
+    }
     let refusal: Refusal = serde_json::from_slice(&answer)
         .map_err(|e| format!("the answer is no explanation: {e}; next: check that --url is that of a Trustee"))?;
     print!("{}", refusal.to_text());

@@ -4,9 +4,12 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod audit;
+mod backup;
 mod config;
 mod explain;
 mod guest;
+mod handshake;
+mod tee_key;
 mod trustee;
 
 use std::path::{Path, PathBuf};
@@ -27,6 +30,9 @@ struct Arguments {
     /// PEM file with the certificates to trust instead of the system's.
     #[arg(long, global = true)]
     cert_file: Option<PathBuf>,
+    /// Print one JSON document instead of lines for people.
+    #[arg(long, global = true)]
+    json: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -41,9 +47,11 @@ enum Command {
     Config(config::Arguments),
     /// Say why a guest was refused.
     Explain(explain::Arguments),
-    /// Work on an audit log.
+    /// Check audit logs, or fetch the Trustee's.
     #[command(subcommand)]
     Audit(audit::Command),
+    /// Fetch a backup of the Trustee's store, encrypted under its master key; trustee restore takes it.
+    Backup(backup::Arguments),
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -55,26 +63,37 @@ async fn main() -> ExitCode {
     // Fails only if there is a provider already, and then that one will do.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
 
-    let Arguments { url, cert_file, command } = Arguments::parse();
-    let cert_file = cert_file.as_deref();
-    let outcome = match command {
-        Command::Attest(arguments) => guest::attest(&url, cert_file, arguments).await,
-        Command::GetResource(arguments) => guest::get_resource(&url, cert_file, arguments).await,
-        Command::Config(arguments) => match Trustee::new(&url, cert_file, arguments.admin_token_file.as_deref()) {
-            Ok(trustee) => config::run(&trustee, arguments.command).await,
-            Err(e) => Err(e.into()),
-        },
-        Command::Explain(arguments) => match Trustee::new(&url, cert_file, arguments.admin_token_file.as_deref()) {
-            Ok(trustee) => explain::run(&trustee, &arguments.reference).await,
-            Err(e) => Err(e.into()),
-        },
-        Command::Audit(audit::Command::Verify { file }) => audit::verify(&file),
-    };
+    let arguments = Arguments::parse();
+    let outcome = run(arguments).await;
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("kbs-client: {error}");
             ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(arguments: Arguments) -> Outcome {
+    let Arguments { url, cert_file, json, command } = arguments;
+    let cert_file = cert_file.as_deref();
+    let trustee = |token: Option<PathBuf>| Trustee::new(&url, cert_file, token.as_deref());
+    match command {
+        Command::Attest(arguments) => guest::attest(&url, cert_file, arguments, json).await,
+        Command::GetResource(arguments) => guest::get_resource(&url, cert_file, arguments, json).await,
+        Command::Config(config::Arguments { admin_token_file, if_match, command }) => {
+            config::run(&trustee(admin_token_file)?, command, if_match.as_deref()).await?.print(json);
+            Ok(())
+        }
+        Command::Explain(explain::Arguments { reference, admin_token_file }) => {
+            explain::run(&trustee(admin_token_file)?, &reference, json).await
+        }
+        Command::Audit(audit::Command::Verify { files }) => audit::verify(&files, json),
+        Command::Audit(audit::Command::Fetch { from, limit, admin_token_file }) => {
+            audit::fetch(&trustee(admin_token_file)?, from, limit).await
+        }
+        Command::Backup(backup::Arguments { output, admin_token_file }) => {
+            backup::run(&trustee(admin_token_file)?, &output, json).await
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use reqwest::header::{ETAG, HeaderMap, HeaderName, IF_MATCH};
 use reqwest::{Certificate, Client, Method};
 use wire::rcar::ErrorInformation;
 use zeroize::Zeroizing;
@@ -20,6 +21,19 @@ impl Trustee {
     /// # Errors
     /// [`Error::File`], [`Error::Client`]. Nothing is connected yet.
     pub fn new(url: &str, cert_file: Option<&Path>, token_file: Option<&Path>) -> Result<Self, Error> {
+        let fallback = std::env::home_dir().map(|home| home.join(".trustee/admin-token")).filter(|path| path.exists());
+        let token = match token_file.map(Path::to_owned).or(fallback) {
+            Some(path) => Some(token(&path)?),
+            None => None,
+        };
+        Ok(Self { token, ..Self::anonymous(url, cert_file)? })
+    }
+
+    /// A Trustee at `url`, as guests see it.
+    ///
+    /// # Errors
+    /// [`Error::Url`], [`Error::Certificates`], [`Error::Client`]. Nothing is connected yet.
+    pub fn anonymous(url: &str, cert_file: Option<&Path>) -> Result<Self, Error> {
         let parsed = reqwest::Url::parse(url).map_err(|e| Error::Url { url: url.to_owned(), cause: e.to_string() })?;
         if !matches!(parsed.scheme(), "http" | "https") || !parsed.has_host() {
             return Err(Error::Url { url: url.to_owned(), cause: "it is not one of http or https".to_owned() });
@@ -34,30 +48,59 @@ impl Trustee {
             builder = builder.tls_certs_only(certificates);
         }
         let client = builder.build().map_err(|e| Error::Client(chain(&e)))?;
-        let fallback = std::env::home_dir().map(|home| home.join(".trustee/admin-token")).filter(|path| path.exists());
-        let token = match token_file.map(Path::to_owned).or(fallback) {
-            Some(path) => Some(token(&path)?),
-            None => None,
-        };
-        Ok(Self { url: url.trim_end_matches('/').to_owned(), client, token })
+        Ok(Self { url: url.trim_end_matches('/').to_owned(), client, token: None })
     }
 
-    /// Sends a request below `/kbs/v0/` and returns the answer's body.
+    /// Sends a request without a body below `/kbs/v0/` and returns the answer's.
     ///
     /// # Errors
     /// [`Error::Unreachable`]; [`Error::Refused`] with what the Trustee says about it.
-    pub async fn call(&self, method: Method, path: &str, body: Vec<u8>) -> Result<Vec<u8>, Error> {
+    pub async fn get(&self, path: &str) -> Result<Vec<u8>, Error> {
+        Ok(self.call(Method::GET, path, Vec::new(), None).await?.body)
+    }
+
+    /// Sends a request below `/kbs/v0/`; a change is made only if what it changes still has the ETag `if_match`.
+    ///
+    /// # Errors
+    /// [`Error::Unreachable`]; [`Error::Refused`] with what the Trustee says about it.
+    pub async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        body: Vec<u8>,
+        if_match: Option<&str>,
+    ) -> Result<Answer, Error> {
+        let condition = if_match.map(|etag| (IF_MATCH, format!("\"{etag}\"")));
+        let Response { headers, body } = self.send(method, path, body, condition).await?;
+        let etag = headers.get(ETAG).and_then(|etag| etag.to_str().ok());
+        Ok(Answer { etag: etag.map(|etag| etag.trim_matches('"').to_owned()), body })
+    }
+
+    /// Sends a request below `/kbs/v0/`, with one more header.
+    ///
+    /// # Errors
+    /// [`Error::Unreachable`]; [`Error::Refused`] with what the Trustee says about it.
+    pub async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Vec<u8>,
+        header: Option<(HeaderName, String)>,
+    ) -> Result<Response, Error> {
         let url = format!("{}/kbs/v0/{path}", self.url);
         let unreachable = |e: reqwest::Error| Error::Unreachable { url: url.clone(), cause: chain(&e.without_url()) };
         let mut request = self.client.request(method, &url).body(body);
         if let Some(token) = &self.token {
             request = request.bearer_auth(token.as_str());
         }
+        if let Some((name, value)) = header {
+            request = request.header(name, value);
+        }
         let response = request.send().await.map_err(unreachable)?;
-        let status = response.status();
+        let (status, headers) = (response.status(), response.headers().clone());
         let body = response.bytes().await.map_err(unreachable)?.to_vec();
         if status.is_success() {
-            return Ok(body);
+            return Ok(Response { headers, body });
         }
         let detail = match serde_json::from_slice::<ErrorInformation>(&body) {
             Ok(information) => format!("{}: {}", information.variant(), information.detail),
@@ -69,6 +112,20 @@ impl Trustee {
         };
         Err(Error::Refused { url, status: status.as_u16(), detail })
     }
+}
+
+/// What a Trustee answered, with all of its headers.
+pub struct Response {
+    pub headers: HeaderMap,
+    pub body: Vec<u8>,
+}
+
+/// What a Trustee answered.
+pub struct Answer {
+    /// The body.
+    pub body: Vec<u8>,
+    /// What to name in a later condition.
+    pub etag: Option<String>,
 }
 
 /// Why a Trustee did not do what was asked.
@@ -103,6 +160,7 @@ fn next(status: u16) -> &'static str {
         400 | 413 => "correct what was sent",
         401 => "give a valid token with --admin-token-file; trustee admin-token issues one",
         403 => "give the token of this Trustee's setup; [admin] in its configuration says whose it takes",
+        412 => "read it again, and repeat the change with the new ETag",
         404 | 405 => "check the name, and that --url is that of a Trustee",
         _ => "look at Trustee's log",
     }

@@ -1,23 +1,27 @@
 //! Rego policies: checked and parsed once, evaluated many times, each time bounded.
 //!
 //! Only regorus' interpreter in its Rego v1 syntax is used: its bytecode machine and its v0 mode let policies pass
-//! that must not. Parsing takes time exponential in the depth of brackets, so depth is bounded before it starts;
-//! a timer ends loops, and builtins whose cost one call can choose are replaced by bounded ones.
+//! that must not. Texts are bounded before they are parsed, a timer ends loops, and builtins whose cost one call can
+//! choose are replaced by bounded ones.
 
-mod depth;
+mod bounds;
+mod builtins;
+mod tokens;
 
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use reference_values::ReferenceValues;
+use reference_values::Source;
 use regorus::utils::limits::ExecutionTimerConfig;
 use regorus::{Engine, PolicyLengthConfig};
 use serde_json::Value;
 
-use depth::{Dependencies, depth_of_brackets, longest_expression};
+pub use bounds::{Refused, STACK};
 
 /// A policy of package `policy`, ready to be evaluated.
+///
+/// A thread that compiles, evaluates or drops one needs [`STACK`] bytes of stack if the policy comes from others.
 pub struct Policy {
     engine: Engine,
 }
@@ -37,19 +41,12 @@ impl Policy {
     /// Checks and parses a policy. It can take long for the CPU: see [`Policy::compile_aside`].
     ///
     /// # Errors
-    /// [`Error::TooLarge`], [`Error::TooDeep`], [`Error::TooLong`], [`Error::Recursion`], [`Error::Package`], or
-    /// [`Error::Syntax`] with line and column.
+    /// [`Error::TooLarge`], [`Error::Refused`], [`Error::Package`], or [`Error::Syntax`] with line and column.
     pub fn compile(text: &str) -> Result<Self, Error> {
         if text.len() > MAX_TEXT {
             return Err(Error::TooLarge);
         }
-        let depth = depth_of_brackets(text);
-        if depth > MAX_DEPTH {
-            return Err(Error::TooDeep { depth });
-        }
-        if longest_expression(text) > MAX_LINKS {
-            return Err(Error::TooLong);
-        }
+        bounds::check(text)?;
         let mut engine = Engine::new();
         engine.set_policy_length_config(LENGTHS);
         engine.set_execution_timer_config(TIMER);
@@ -58,16 +55,9 @@ impl Policy {
             return Err(Error::Package(excerpt(package.trim_start_matches("data."))));
         }
         for module in engine.get_modules() {
-            let dependencies = Dependencies::of(module);
-            if dependencies.exceed(MAX_CHAIN) {
-                return Err(Error::TooLong);
-            }
-            if let Some(name) = dependencies.recursive_function(MAX_CHAIN) {
-                return Err(Error::Recursion(excerpt(name)));
-            }
+            bounds::check_cycles(module)?;
         }
-        engine.add_extension("numbers.range".to_owned(), 2, Box::new(bounded_range)).map_err(syntax)?;
-        engine.add_extension("numbers.range_step".to_owned(), 3, Box::new(refused_range_step)).map_err(syntax)?;
+        builtins::bound(&mut engine).map_err(syntax)?;
         // The first evaluation analyses the rules; what is wrong with them beyond syntax shows here.
         engine.eval_query("true".to_owned(), false).map_err(syntax)?;
         Ok(Self { engine })
@@ -91,41 +81,57 @@ impl Policy {
     /// # Errors
     /// [`Error::Evaluation`] if the rule fails or takes longer than 100 ms.
     pub fn evaluate(&self, rule: &str, question: Question) -> Result<Option<Value>, Error> {
-        evaluate(self.engine.clone(), rule, question)
+        let mut engine = self.engine.clone();
+        if let Some(data) = question.data {
+            engine.add_data(data).map_err(failed)?;
+        }
+        engine.set_input(question.input);
+        value_of(&mut engine, rule)
     }
 
-    /// As [`Policy::evaluate`], for a policy that may call `query_reference_value(name)`; what it asked for is
-    /// added to `queried`. An unknown reference value is `null`.
+    /// The values of several rules, as [`Policy::evaluate`], for a policy that may call
+    /// `query_reference_value(name)`. An unknown reference value is `null`; each is asked for once. What was asked for
+    /// is added to `queried`, even where the evaluation fails.
     ///
     /// # Errors
-    /// As [`Policy::evaluate`].
-    pub fn evaluate_with(
+    /// As [`Policy::evaluate`]; [`Error::ReferenceValues`] if the source does not answer.
+    pub fn evaluate_with<const N: usize>(
         &self,
-        rule: &str,
-        question: Question,
-        reference_values: &ReferenceValues,
+        rules: [&str; N],
+        input: regorus::Value,
+        source: &Arc<dyn Source>,
         queried: &mut Queried,
-    ) -> Result<Option<Value>, Error> {
+    ) -> Result<[Option<Value>; N], Error> {
         let mut engine = self.engine.clone();
-        let asked = Arc::new(Mutex::new(std::mem::take(queried)));
-        let (values, log) = (reference_values.clone(), asked.clone());
+        let asked = Arc::new(Mutex::new(Asked { queried: std::mem::take(queried), failed: None }));
+        let (source, log) = (source.clone(), asked.clone());
         let query = move |parameters: Vec<regorus::Value>| {
             let [regorus::Value::String(name)] = parameters.as_slice() else {
                 anyhow::bail!("query_reference_value takes the name of a reference value, a string")
             };
-            let value = values.query(name);
-            let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
-            if log.len() < MAX_QUERIED && !log.iter().any(|(known, _)| known.as_str() == name.as_ref()) {
-                log.push((name.to_string(), value.clone()));
-            }
+            let value = log.lock().unwrap_or_else(PoisonError::into_inner).ask(name, source.as_ref())?;
             Ok(value.map_or(regorus::Value::Null, regorus::Value::from))
         };
-        engine
-            .add_extension("query_reference_value".to_owned(), 1, Box::new(query))
-            .map_err(|e| Error::Evaluation(excerpt(&e.to_string())))?;
-        let result = evaluate(engine, rule, question);
-        *queried = std::mem::take(&mut *asked.lock().unwrap_or_else(PoisonError::into_inner));
-        result
+        engine.add_extension("query_reference_value".to_owned(), 1, Box::new(query)).map_err(failed)?;
+        engine.set_input(input);
+
+        let mut values = [const { None }; N];
+        let mut result = Ok(());
+        for (rule, value) in rules.iter().zip(&mut values) {
+            match value_of(&mut engine, rule) {
+                Ok(found) => *value = found,
+                Err(e) => {
+                    result = Err(e);
+                    break;
+                }
+            }
+        }
+        let mut asked = asked.lock().unwrap_or_else(PoisonError::into_inner);
+        *queried = std::mem::take(&mut asked.queried);
+        match asked.failed.take() {
+            Some(cause) => Err(Error::ReferenceValues(cause)),
+            None => result.map(|()| values),
+        }
     }
 }
 
@@ -134,54 +140,53 @@ impl Policy {
 pub enum Error {
     #[error("the policy is larger than 1 MiB")]
     TooLarge,
-    #[error("the policy nests brackets {depth} levels deep; split rules until it is {MAX_DEPTH} or less")]
-    TooDeep { depth: usize },
+    #[error(transparent)]
+    Refused(#[from] Refused),
     #[error("the policy is of package \"{0}\"; begin it with: package policy")]
     Package(String),
-    #[error(
-        "one rule of the policy leads to more than {MAX_CHAIN} others, or one expression has more than {MAX_LINKS} \
-         operators; divide it"
-    )]
-    TooLong,
-    #[error("function {0} of the policy may call itself; Rego has no recursion")]
-    Recursion(String),
     #[error("the policy can't be parsed as Rego v1: {0}")]
     Syntax(String),
     #[error("parsing the policy takes more than five seconds; simplify it")]
     Slow,
     #[error("the policy failed: {0}")]
     Evaluation(String),
+    #[error("the reference values that the policy needs can't be had: {0}; next: try again later")]
+    ReferenceValues(String),
 }
 
-fn evaluate(mut engine: Engine, rule: &str, question: Question) -> Result<Option<Value>, Error> {
-    let failed = |e: anyhow::Error| Error::Evaluation(excerpt(&e.to_string()));
+/// What one evaluation asked for so far.
+struct Asked {
+    queried: Queried,
+    failed: Option<String>,
+}
+
+impl Asked {
+    fn ask(&mut self, name: &str, source: &dyn Source) -> anyhow::Result<Option<Value>> {
+        if let Some((_, value)) = self.queried.iter().find(|(known, _)| known == name) {
+            return Ok(value.clone());
+        }
+        if self.queried.len() >= MAX_QUERIED {
+            anyhow::bail!("more than {MAX_QUERIED} reference values");
+        }
+        let value = source.query(name).inspect_err(|e| self.failed = Some(e.to_string()))?;
+        self.queried.push((name.to_owned(), value.clone()));
+        Ok(value)
+    }
+}
+
+fn value_of(engine: &mut Engine, rule: &str) -> Result<Option<Value>, Error> {
     // Evaluating a rule that doesn't exist is an error that can't be told from others.
     if !engine.has_declared_rule_rooted_at(SOURCE, rule).map_err(failed)? {
         return Ok(None);
     }
-    if let Some(data) = question.data {
-        engine.add_data(data).map_err(failed)?;
-    }
-    engine.set_input(question.input);
     match engine.eval_rule(format!("{PACKAGE}.{rule}")).map_err(failed)? {
         regorus::Value::Undefined => Ok(None),
         value => serde_json::to_value(&value).map(Some).map_err(|e| Error::Evaluation(e.to_string())),
     }
 }
 
-/// `numbers.range` for ranges that can't exhaust memory.
-fn bounded_range(parameters: Vec<regorus::Value>) -> anyhow::Result<regorus::Value> {
-    let [from, to] = parameters.as_slice() else { anyhow::bail!("numbers.range takes two numbers") };
-    let (from, to) = (from.as_i64()?, to.as_i64()?);
-    if from.abs_diff(to) >= MAX_RANGE {
-        anyhow::bail!("numbers.range is bounded to {MAX_RANGE} numbers");
-    }
-    let numbers: Vec<_> = (from.min(to)..=from.max(to)).map(regorus::Value::from).collect();
-    Ok(regorus::Value::from(if from <= to { numbers } else { numbers.into_iter().rev().collect() }))
-}
-
-fn refused_range_step(_: Vec<regorus::Value>) -> anyhow::Result<regorus::Value> {
-    anyhow::bail!("numbers.range_step is not available: use numbers.range")
+fn failed(error: anyhow::Error) -> Error {
+    Error::Evaluation(excerpt(&error.to_string()))
 }
 
 fn syntax(error: anyhow::Error) -> Error {
@@ -203,11 +208,6 @@ fn excerpt(text: &str) -> String {
 const SOURCE: &str = "policy.rego";
 const PACKAGE: &str = "data.policy";
 const MAX_TEXT: usize = 1 << 20;
-const MAX_DEPTH: usize = 10;
-/// On the 32 MiB of stack that a Trustee gives its threads this leaves each rule 160 KiB.
-const MAX_CHAIN: usize = 200;
-const MAX_LINKS: usize = 1_000;
-const MAX_RANGE: u64 = 10_000;
 const MAX_QUERIED: usize = 256;
 const COMPILE_TIME: Duration = Duration::from_secs(5);
 const TIMER: ExecutionTimerConfig =
@@ -215,8 +215,8 @@ const TIMER: ExecutionTimerConfig =
 /// Policies with the digests of many images have long lines.
 const LENGTHS: PolicyLengthConfig = PolicyLengthConfig {
     max_col: NonZeroU32::new(16 * 1024).expect("not zero"),
-    max_file_bytes: std::num::NonZeroUsize::new(MAX_TEXT).expect("not zero"),
-    max_lines: std::num::NonZeroUsize::new(40_000).expect("not zero"),
+    max_file_bytes: NonZeroUsize::new(MAX_TEXT).expect("not zero"),
+    max_lines: NonZeroUsize::new(40_000).expect("not zero"),
 };
 
 #[cfg(test)]
@@ -273,19 +273,26 @@ mod tests {
     fn deep_nesting_is_refused_before_it_is_parsed() {
         for (open, close) in [("[", "]"), ("{", "}"), ("(", ")")] {
             let text = format!("package policy\nallow := {}1{}", open.repeat(31), close.repeat(31));
-            assert_eq!(Policy::compile(&text).err(), Some(Error::TooDeep { depth: 31 }));
+            assert_eq!(Policy::compile(&text).err(), Some(Error::Refused(Refused::Nested(2))));
         }
         let unclosed = format!("package policy\nx := \"\nallow := {}1", "[".repeat(31));
-        assert_eq!(Policy::compile(&unclosed).err(), Some(Error::TooDeep { depth: 31 }));
+        assert_eq!(Policy::compile(&unclosed).err(), Some(Error::Refused(Refused::Nested(3))));
     }
 
     #[test]
     fn loops_and_greedy_builtins_end_with_an_error() {
-        let grid = "allow if { some a in numbers.range(1, 9999); some b in numbers.range(1, 9999); a + b == 0 }";
-        assert!(matches!(allow(grid, json!({})), Err(Error::Evaluation(_))));
-        assert!(matches!(allow("allow := numbers.range(1, 30000000)", json!({})), Err(Error::Evaluation(_))));
-        assert!(matches!(allow("allow := numbers.range(1, 1000000000000000)", json!({})), Err(Error::Evaluation(_))));
-        assert!(!matches!(allow("allow if bits.lsh(1, 100000000000) > 1", json!({})), Ok(Some(Value::Bool(true)))));
+        for rules in [
+            "allow if { some a in numbers.range(1, 9999); some b in numbers.range(1, 9999); a + b == 0 }",
+            "allow := numbers.range(1, 30000000)",
+            "allow := numbers.range(1, 1000000000000000)",
+            "allow := numbers.range_step(1, 9, 0)",
+            "allow := bits.lsh(1, 100000000000)",
+            "allow := sprintf(\"%9999999999d\", [1])",
+        ] {
+            assert!(matches!(allow(rules, json!({})), Err(Error::Evaluation(_))), "{rules}");
+        }
+        let modest = "allow := [bits.lsh(1, 3), sprintf(\"%03d\", [7])]";
+        assert_eq!(allow(modest, json!({})), Ok(Some(json!([8, "007"]))));
     }
 
     #[test]
@@ -294,36 +301,60 @@ mod tests {
             "f(x) := f(x + 1)\nallow if f(1)",
             "f(x) := g(x)\ng(x) := y if { y := f(x) }\nallow if f(1)",
             "f(x) if { data.policy.f(x) }\nallow if f(1)",
+            "f(x) if { data[\"policy\"].f(x) }\nallow if f(1)",
+            "f(x) if { data.policy[\"f\"](x) }\nallow if f(1)",
             "f(x) if { x == 1 } else := f (x)\nallow if f(1)",
+            "f(x) if { g(x) with g as f }\ng(x) if x\nallow if f(1)",
+            "import data.policy.f as h\nf(x) := h(x)\nallow if f(1)",
+            "import data.policy as p\nf(x) := p.f(x)\nallow if f(1)",
+            "allow if b\nb if allow",
+            "f(x) if { b }\nb if f(1)\nallow if b",
+            "f(x) := [y | some z in [x]; y := f(z)]\nallow if f(1)",
+            "allow if { some x in data.policy; x }",
+            "allow if { some x in walk(data); x }",
         ] {
-            assert!(matches!(allow(text, json!({})), Err(Error::Recursion(_) | Error::Syntax(_))), "{text}");
+            let refused = allow(text, json!({}));
+            assert!(matches!(refused, Err(Error::Refused(_) | Error::Syntax(_))), "{text}: {refused:?}");
         }
-        let cyclic_rules = "a if b\nb if a\nallow if a";
-        assert!(matches!(allow(cyclic_rules, json!({})), Err(Error::Evaluation(_) | Error::Syntax(_))));
-        let through_a_rule = "f(x) if { b }\nb if f(1)\nallow if b";
-        assert!(matches!(allow(through_a_rule, json!({})), Err(Error::Evaluation(_) | Error::Syntax(_))));
         let fine = "f(x) := x + 1 # f(x)\ng(x) := f(f(x)) if { \"f(1)\" != `g(1)` }\nallow if g(1) == 3";
         assert_eq!(allow(fine, json!({})), Ok(Some(json!(true))));
     }
 
     #[test]
-    fn long_chains_are_refused_before_they_end_the_stack() {
+    fn the_longest_policies_that_are_accepted_fit_the_stack() {
         let chain = |n: usize, f: &dyn Fn(usize) -> String| (0..n).map(f).collect::<String>();
-        for n in [20, MAX_CHAIN + 2, 5_000] {
+        for (n, accepted) in [(20, true), (900, true), (5_000, false)] {
             let rules = chain(n, &|i| format!("r{i} if r{}\n", i + 1)) + &format!("r{n} := true\nallow if r0");
             let functions =
                 chain(n, &|i| format!("f{i}(x) := f{}(x)\n", i + 1)) + &format!("f{n}(x) := x\nallow if f0(true)");
-            for text in [rules, functions] {
-                let expected = if n > MAX_CHAIN { Err(Error::TooLong) } else { Ok(Some(json!(true))) };
-                assert_eq!(allow(&text, json!({})), expected, "{n}");
+            let sums = chain(n / 10, &|i| format!("s{i} := {}s{}\n", "1 + ".repeat(100), i + 1))
+                + &format!("s{} := 1\nallow if s0 > 0", n / 10);
+            for text in [rules, functions, sums] {
+                let evaluating = std::thread::Builder::new().stack_size(STACK);
+                let answer = evaluating.spawn(move || allow(&text, json!({}))).unwrap().join().unwrap();
+                let expected = if accepted { Ok(Some(json!(true))) } else { Err(Error::Refused(Refused::Rules)) };
+                // A long chain may also run out of time, never out of stack.
+                assert!(
+                    answer == expected || (accepted && matches!(answer, Err(Error::Evaluation(_)))),
+                    "{n}: {answer:?}"
+                );
             }
         }
-        for (start, repeated, end) in [("", "1 + ", "1 > 0"), ("input", "[0]", ""), ("input", ".a", "")] {
-            for (n, refused) in [(200, false), (1_001, true), (5_000, true)] {
-                let expression = format!("allow if {start}{}{end}", repeated.repeat(n));
-                assert_eq!(allow(&expression, json!({})) == Err(Error::TooLong), refused, "{n} times {repeated}");
+    }
+
+    #[test]
+    fn a_source_that_does_not_answer_is_told_from_a_policy_that_fails() {
+        struct Down;
+        impl Source for Down {
+            fn query(&self, name: &str) -> Result<Option<Value>, reference_values::Error> {
+                Err(reference_values::Error::Name(name.to_owned()))
             }
         }
+        let text = "package policy\nallow := query_reference_value(\"a\")\nother := 1";
+        let policy = Policy::compile(text).unwrap();
+        let (source, mut queried): (Arc<dyn Source>, _) = (Arc::new(Down), Queried::new());
+        let answer = policy.evaluate_with(["other", "allow"], regorus::Value::new_object(), &source, &mut queried);
+        assert!(matches!(answer, Err(Error::ReferenceValues(_))), "{answer:?}");
     }
 
     #[test]

@@ -1,0 +1,100 @@
+//! The guest's side of the protocol: a challenge answered with evidence, and resources for the token.
+
+use evidence::Attester;
+use reqwest::Method;
+use reqwest::header::{COOKIE, SET_COOKIE};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use wire::initdata::InitData;
+use wire::jwe::Jwe;
+use wire::rcar::{Challenge, Request, RuntimeData, TokenResponse};
+use wire::resource::{ResourcePath, ResourceUri};
+use zeroize::Zeroizing;
+
+use crate::tee_key::{self, TeeKeyFile};
+use crate::trustee::{self, Trustee};
+
+/// This machine as a guest of a Trustee.
+pub struct Guest {
+    trustee: Trustee,
+    key: TeeKeyFile,
+}
+
+impl Guest {
+    /// A guest that secrets are sealed to by its key.
+    pub fn new(trustee: Trustee, key: TeeKeyFile) -> Self {
+        Self { trustee, key }
+    }
+
+    /// Attests, and returns the token.
+    ///
+    /// # Errors
+    /// [`Error`] with the stage that failed.
+    pub async fn attest(&mut self, attester: &Attester, initdata: Option<&InitData>) -> Result<String, Error> {
+        let request = serde_json::to_vec(&Request::new(attester.tee())).unwrap_or_default();
+        let answer = self.trustee.send(Method::POST, "auth", request, None).await?;
+        let cookies = answer.headers.get_all(SET_COOKIE).iter().filter_map(|cookie| cookie.to_str().ok());
+        let pairs: Vec<&str> = cookies.filter_map(|cookie| cookie.split(';').next()).collect();
+        let challenge: Challenge = parse("the challenge", &answer.body)?;
+
+        let algorithm = challenge.hash_algorithm()?;
+        let runtime_data = RuntimeData { nonce: challenge.nonce, tee_pubkey: self.key.public_jwk()? };
+        let additional = match std::env::var_os(SAMPLE_DEVICE) {
+            Some(_) => {
+                let evidence = Attester::Sample.evidence(&runtime_data.device_report_data(algorithm)?)?;
+                json!({ "sampledevice": evidence }).to_string()
+            }
+            None => String::new(),
+        };
+        let evidence = attester.evidence(&runtime_data.report_data(&additional, algorithm)?)?;
+        let mut attestation = json!({
+            "runtime-data": runtime_data,
+            "tee-evidence": { "primary_evidence": evidence, "additional_evidence": additional },
+        });
+        if let Some(initdata) = initdata {
+            attestation["init-data"] = json!({ "format": "toml", "body": initdata.text() });
+        }
+        let cookie = Some((COOKIE, pairs.join("; ")));
+        let answer = self.trustee.send(Method::POST, "attest", attestation.to_string().into_bytes(), cookie).await?;
+        Ok(parse::<TokenResponse>("the token", &answer.body)?.token)
+    }
+
+    /// Fetches a resource with a token that was issued for this guest's key.
+    ///
+    /// # Errors
+    /// [`Error`] with the stage that failed.
+    pub async fn fetch(&self, path: &ResourcePath, token: &str) -> Result<Zeroizing<Vec<u8>>, Error> {
+        let bearer = (reqwest::header::AUTHORIZATION, format!("Bearer {token}"));
+        let path = ResourceUri::resource(path).url_path();
+        let answer = self.trustee.send(Method::GET, &path, Vec::new(), Some(bearer)).await?;
+        let sealed: Jwe = parse("the resource", &answer.body)?;
+        Ok(self.key.open(&sealed)?)
+    }
+}
+
+/// Why a guest did not get what it asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Trustee(#[from] trustee::Error),
+    #[error("evidence: {0}")]
+    Evidence(#[from] evidence::Error),
+    #[error("attestation: {0}; next: use a Trustee of this protocol version")]
+    Protocol(#[from] wire::rcar::Error),
+    #[error("{what} can't be read (line {line}, column {column}); next: check that --url is that of a Trustee")]
+    Answer { what: &'static str, line: usize, column: usize },
+    #[error("key: {0}; next: check that --tee-key-file is the key that the token was issued for")]
+    Key(#[from] tee_key::Error),
+}
+
+/// The parser's own words could repeat a token, so only the place is told.
+fn parse<T: DeserializeOwned>(what: &'static str, body: &[u8]) -> Result<T, Error> {
+    serde_json::from_slice::<Value>(body).and_then(serde_json::from_value).map_err(|e| Error::Answer {
+        what,
+        line: e.line(),
+        column: e.column(),
+    })
+}
+
+/// Adds evidence of a sample device, as upstream's tool does.
+const SAMPLE_DEVICE: &str = "ENABLE_SAMPLE_DEVICE";

@@ -1,0 +1,207 @@
+//! Guests: handshake, secrets, refusals.
+
+use super::*;
+
+#[tokio::test]
+async fn an_attested_guest_gets_its_secret_by_cookie_and_by_token() {
+    let bench = Bench::new().await;
+    bench.set_resource_policy("allow if data[\"resource-path\"] == [\"a\", \"b\", \"c\"]").await;
+    assert_eq!(bench.administer("POST", "resource/a/b/c", "a secret").await.status, StatusCode::OK);
+    let (guest, token) = Guest::attested(&bench).await;
+
+    let answer = guest.get(&bench, "a/b/c").await;
+    assert_eq!(guest.open(&answer), b"a secret");
+    let bearer = format!("Bearer {token}");
+    let answer = bench.send("GET", "//kbs/v0//resource/a/b/c", &[("authorization", &bearer)], "").await;
+    assert_eq!(guest.open(&answer), b"a secret");
+    let again = guest.attest(&bench, &guest.attestation()).await;
+    assert_eq!(again.json()["token"], token.as_str());
+
+    let events: Vec<_> = bench.audit().iter().map(|line| line["event"].clone()).collect();
+    assert_eq!(events, ["administration", "administration", "attestation", "release", "release"]);
+    assert_eq!(bench.audit()[2]["token"], bench.audit()[3]["token"]);
+    assert!(!std::fs::read_to_string(bench.directory.path().join("audit.jsonl")).unwrap().contains("a secret"));
+}
+
+#[tokio::test]
+async fn any_replica_serves_any_step() {
+    let (first, sealed) = (Bench::new().await, b"a secret");
+    first.set_resource_policy("allow := true").await;
+    first.administer("POST", "resource/a/b/c", sealed.as_slice()).await;
+    let second = first.replica(true).await;
+
+    let guest = Guest::challenged(&first).await;
+    let attested = guest.attest(&second, &guest.attestation()).await;
+    let guest = Guest { cookie: pair(&attested), ..guest };
+    assert_eq!(guest.open(&guest.get(&first, "a/b/c").await), sealed);
+}
+
+#[tokio::test]
+async fn a_handshake_that_does_not_fit_is_refused() {
+    let bench = Bench::new().await;
+    let auth = async |body: Value| bench.send("POST", "/kbs/v0/auth", &[], body.to_string()).await.refusal();
+    for (request, status, variant) in [
+        (json!({ "version": "0.4.1", "tee": "sample" }), 400, "RcarAuthFailed"),
+        (json!({ "version": "0.1.0", "tee": "sample" }), 400, "RcarAuthFailed"),
+        (json!({ "version": "0.4.0", "tee": "abacus" }), 400, "SerdeError"),
+        (json!({ "version": "0.4.0", "tee": "se" }), 403, "RcarAuthFailed"),
+        (json!({}), 400, "SerdeError"),
+        (json!([[[]]]), 400, "SerdeError"),
+    ] {
+        let (actual, kind, detail) = auth(request.clone()).await;
+        assert_eq!((actual, kind.as_str()), (status, variant), "{request}: {detail}");
+    }
+
+    let guest = Guest::challenged(&bench).await;
+    let good = guest.attestation();
+    let mut other_nonce = good.clone();
+    other_nonce.runtime_data.nonce = STANDARD.encode([0; 32]);
+    assert_eq!(guest.attest(&bench, &other_nonce).await.refusal().0, 401);
+    for bad_key in [json!({ "kty": "EC" }), json!(null), json!({ "kty": "oct", "k": "AAAA" })] {
+        let mut attestation = good.clone();
+        attestation.runtime_data.tee_pubkey = bad_key;
+        assert_eq!(guest.attest(&bench, &attestation).await.refusal().0, 400);
+    }
+    let without = bench.send("POST", "/kbs/v0/attest", &[], serde_json::to_vec(&good).unwrap()).await;
+    assert_eq!(without.refusal().0, 401);
+    let deep = format!("{{\"runtime-data\":{}", "[".repeat(100_000));
+    assert_eq!(bench.send("POST", "/kbs/v0/attest", &[("cookie", &guest.cookie)], deep).await.refusal().0, 400);
+
+    bench.pass(300);
+    let (status, _, detail) = guest.attest(&bench, &good).await.refusal();
+    assert_eq!(status, 401);
+    assert!(detail.contains("expired"), "{detail}");
+}
+
+#[tokio::test]
+async fn wrong_evidence_is_explained_to_the_owner_only() {
+    let bench = Bench::new().await;
+    let guest = Guest::challenged(&bench).await;
+    let mut attestation = guest.attestation();
+    let expected = attestation.tee_evidence.primary_evidence["report_data"].clone();
+    attestation.tee_evidence.primary_evidence["report_data"] = json!(STANDARD.encode([1; 48]));
+
+    let (status, variant, detail) = guest.attest(&bench, &attestation).await.refusal();
+    assert_eq!((status, variant.as_str()), (403, "RcarAttestFailed"));
+    assert!(!detail.contains(expected.as_str().unwrap()), "{detail}");
+    let explained = bench.administer("GET", &format!("explain/{}", reference(&detail)), "").await.json();
+    assert_eq!(explained["stage"], "attestation");
+    assert_eq!(explained["claims"][0]["claim"], "report_data");
+    assert_eq!(explained["claims"][0]["expected"], expected);
+
+    let off = bench.replica(false).await;
+    let auth = json!({ "version": "0.4.0", "tee": "sample" }).to_string();
+    let (status, _, detail) = off.send("POST", "/kbs/v0/auth", &[], auth).await.refusal();
+    assert_eq!(status, 403);
+    assert!(detail.contains("sample_verifier = true"), "{detail}");
+    let guest = Guest::challenged(&bench).await;
+    assert_eq!(guest.attest(&off, &guest.attestation()).await.refusal().0, 403);
+}
+
+#[tokio::test]
+async fn a_refusal_by_policy_names_the_claims_that_differ() {
+    let bench = Bench::new().await;
+    bench.administer("POST", "resource/a/b/c", "a secret").await;
+    let (guest, _) = Guest::attested(&bench).await;
+
+    let (status, variant, detail) = guest.get(&bench, "a/b/c").await.refusal();
+    assert_eq!((status, variant.as_str()), (403, "PolicyDeny"));
+    let explained = bench.administer("GET", &format!("explain/{}", reference(&detail)), "").await.json();
+    assert_eq!((&explained["stage"], &explained["resource"]), (&json!("resource policy"), &json!("a/b/c")));
+    let claims = explained["claims"].as_array().unwrap();
+    assert!(claims.iter().any(|claim| claim["reference_value"] == "launch_digest" && claim["actual"] == "abcde"));
+
+    bench
+        .set_resource_policy(
+            "allow := false\nexpected := [{\"claim\": \"/submods/cpu0/ear.status\", \"values\": [\"affirming\"]}]",
+        )
+        .await;
+    let (_, _, detail) = guest.get(&bench, "a/b/c").await.refusal();
+    assert!(!detail.contains("affirming"), "{detail}");
+    let explained = bench.administer("GET", &format!("explain/{}", reference(&detail)), "").await.json();
+    assert_eq!(
+        explained["claims"],
+        json!([{ "claim": "/submods/cpu0/ear.status", "actual": "contraindicated", "expected": ["affirming"] }])
+    );
+
+    bench
+        .set_resource_policy(
+            "allow if { some a in numbers.range(1, 9999); some b in numbers.range(1, 9999); a + b == 0 }",
+        )
+        .await;
+    assert_eq!(guest.get(&bench, "a/b/c").await.refusal().0, 403);
+    assert!(!bench.audit().iter().any(|line| line["event"] == "release"));
+    assert_eq!(bench.administer("GET", "explain/0000", "").await.refusal().0, 404);
+}
+
+#[tokio::test]
+async fn resources_need_a_fresh_token_and_a_plain_name() {
+    let bench = Bench::new().await;
+    bench.set_resource_policy("allow := true").await;
+    let (guest, token) = Guest::attested(&bench).await;
+
+    for (path, status) in
+        [("a/b/c", 404), ("a/b", 400), ("a/b/c/d", 400), ("a/b/..", 400), ("../b/c", 400), ("a/b/%2e", 400)]
+    {
+        assert_eq!(guest.get(&bench, path).await.refusal().0, status, "{path}");
+    }
+    let challenged = Guest::challenged(&bench).await;
+    assert_eq!(challenged.get(&bench, "a/b/c").await.refusal().0, 401);
+    assert_eq!(bench.send("GET", "/kbs/v0/resource/a/b/c", &[], "").await.refusal().0, 401);
+    let [header, payload, _]: [&str; 3] = token.split('.').collect::<Vec<_>>().try_into().unwrap();
+    let none = URL_SAFE_NO_PAD.encode("{\"alg\":\"none\"}");
+    for forged in [format!("{none}.{payload}."), format!("{header}.{payload}.AAAA"), "x".to_owned()] {
+        let bearer = format!("Bearer {forged}");
+        let answer = bench.send("GET", "/kbs/v0/resource/a/b/c", &[("authorization", &bearer)], "").await;
+        assert_eq!(answer.refusal().0, 401);
+    }
+
+    bench.administer("POST", "resource/a/b/c", "a secret").await;
+    assert_eq!(guest.get(&bench, "a/b/c").await.status, StatusCode::OK);
+    bench.pass(300);
+    assert_eq!(guest.get(&bench, "a/b/c").await.refusal().0, 401);
+}
+
+#[tokio::test]
+async fn an_attestation_that_is_sent_again_is_marked() {
+    let bench = Bench::new().await;
+    let guest = Guest::challenged(&bench).await;
+    for _ in 0..2 {
+        assert_eq!(guest.attest(&bench, &guest.attestation()).await.status, StatusCode::OK);
+    }
+    let lines = bench.audit();
+    assert_eq!((lines[0].get("replayed"), &lines[1]["replayed"]), (None, &json!(true)));
+    assert_eq!(lines[0]["session"], lines[1]["session"]);
+}
+
+#[tokio::test]
+async fn a_guest_selects_the_policy_that_it_is_appraised_under() {
+    let bench = Bench::new().await;
+    let tight = json!({ "policy_id": "tight_cpu", "policy": URL_SAFE_NO_PAD.encode("package policy") });
+    bench.administer("POST", "attestation-policy", tight.to_string()).await;
+    let select = |selector: Value| json!({ "attestation-policy-selector": selector });
+    let guest = Guest::challenged_with(&bench, select(json!("strict"))).await;
+    let answer = guest.attest(&bench, &guest.attestation()).await;
+    let token = answer.json()["token"].as_str().unwrap().to_owned();
+    let claims = wire::token::unverified_claims(&token).unwrap();
+    assert_eq!(claims["submods"]["cpu0"]["ear.appraisal-policy-id"], "tight");
+    assert_eq!(bench.audit().last().unwrap()["policy"], "tight");
+
+    for selector in [json!("other"), json!(7)] {
+        let request = json!({ "version": "0.4.0", "tee": "sample", "extra-params": select(selector) });
+        let (status, variant, _) = bench.send("POST", "/kbs/v0/auth", &[], request.to_string()).await.refusal();
+        assert_eq!((status, variant.as_str()), (400, "RcarAuthFailed"));
+    }
+}
+
+#[tokio::test]
+async fn any_replica_explains_a_refusal() {
+    let first = Bench::new().await;
+    let second = first.replica(true).await;
+    let (guest, _) = Guest::attested(&first).await;
+    let (_, _, detail) = guest.get(&first, "a/b/c").await.refusal();
+    let explained = second.administer("GET", &format!("explain/{}", reference(&detail)), "").await.json();
+    assert_eq!(explained["stage"], "resource policy");
+    first.pass(25 * 60 * 60);
+    guest.get(&first, "a/b/c").await;
+}
