@@ -50,8 +50,13 @@ impl Lab {
 
     /// The same with its configuration changed.
     pub fn trustee_with(&self, change: impl FnOnce(&mut toml::Table)) -> Trustee {
+        self.trustee_in(&[], change)
+    }
+
+    /// The same with environment variables.
+    pub fn trustee_in(&self, variables: &[(&str, &Path)], change: impl FnOnce(&mut toml::Table)) -> Trustee {
         let number = self.trustees.fetch_add(1, Ordering::Relaxed);
-        Trustee::start(&self.path().join(format!("trustee-{number}")), change)
+        Trustee::start(&self.path().join(format!("trustee-{number}")), variables, change)
     }
 
     /// A load balancer that gives each request to another of these Trustees.

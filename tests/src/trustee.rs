@@ -22,7 +22,7 @@ pub struct Trustee {
 
 impl Trustee {
     /// Sets a Trustee up in a folder, lets its configuration be changed, and starts it.
-    pub(crate) fn start(folder: &Path, change: impl FnOnce(&mut Table)) -> Self {
+    pub(crate) fn start(folder: &Path, variables: &[(&str, &Path)], change: impl FnOnce(&mut Table)) -> Self {
         let program = Lab::program("trustee");
         run(
             &program,
@@ -41,7 +41,7 @@ impl Trustee {
         );
         let configuration = folder.join("trustee.toml");
         edit(&configuration, change);
-        Self::serve(folder, configuration)
+        Self::serve(folder, configuration, variables)
     }
 
     /// Another Trustee with the keys and certificates of this one, and its configuration changed: a replica, as long
@@ -55,11 +55,11 @@ impl Trustee {
             table["http_server"]["sockets"] = vec!["127.0.0.1:0"].into();
             change(table);
         });
-        Self::serve(&self.folder, configuration)
+        Self::serve(&self.folder, configuration, &[])
     }
 
-    fn serve(folder: &Path, configuration: PathBuf) -> Self {
-        let (server, scheme, port) = serve(&configuration);
+    fn serve(folder: &Path, configuration: PathBuf, variables: &[(&str, &Path)]) -> Self {
+        let (server, scheme, port) = serve(&configuration, variables);
         Self { folder: folder.to_owned(), configuration, scheme, port, server }
     }
 
@@ -72,7 +72,7 @@ impl Trustee {
         self.server.kill();
         self.listen_where_it_did();
         let start = Instant::now();
-        (self.server, _, _) = serve(&self.configuration);
+        (self.server, _, _) = serve(&self.configuration, &[]);
         start.elapsed()
     }
 
@@ -84,7 +84,18 @@ impl Trustee {
         self.server.stop();
         self.listen_where_it_did();
         edit(&self.configuration, change);
-        (self.server, self.scheme, _) = serve(&self.configuration);
+        (self.server, self.scheme, _) = serve(&self.configuration, &[]);
+    }
+
+    /// Does something while it does not run.
+    ///
+    /// # Panics
+    /// If it does not start again.
+    pub fn pause(&mut self, act: impl FnOnce(&Path)) {
+        self.server.stop();
+        self.listen_where_it_did();
+        act(&self.configuration);
+        (self.server, _, _) = serve(&self.configuration, &[]);
     }
 
     fn listen_where_it_did(&self) {
@@ -250,8 +261,9 @@ impl Client {
     }
 }
 
-fn serve(configuration: &Path) -> (Daemon, String, String) {
-    let server = Daemon::start(Command::new(Lab::program("trustee")).arg("serve").arg("--config").arg(configuration));
+fn serve(configuration: &Path, variables: &[(&str, &Path)]) -> (Daemon, String, String) {
+    let mut command = Command::new(Lab::program("trustee"));
+    let server = Daemon::start(command.arg("serve").arg("--config").arg(configuration).envs(variables.iter().copied()));
     let line = server.wait_for("listening on", Duration::from_secs(30));
     let url = line.trim_end().rsplit(' ').next().unwrap();
     let (scheme, port) = (url.split(':').next().unwrap(), url.rsplit(':').next().unwrap());

@@ -64,6 +64,7 @@ const PACKAGES: &[Package] = &[
     // What a Trustee of several replicas stands on, and the token that holds its keys.
     Package { name: "postgresql-15", file: "/usr/lib/postgresql/15/bin/postgres" },
     Package { name: "haproxy", file: "/usr/sbin/haproxy" },
+    Package { name: "openssl", file: "/usr/bin/openssl" },
     Package { name: "softhsm2", file: "/usr/bin/softhsm2-util" },
     Package { name: "iproute2", file: "/bin/ip" },
     Package { name: "ca-certificates", file: "/etc/ssl/certs/ca-certificates.crt" },

@@ -174,7 +174,7 @@ impl Operation {
     /// Does it once; false when there is nothing left to do.
     async fn perform(self, mut guest: Guest, resource: String) -> (Guest, bool) {
         match self {
-            Self::Request => guest.get("/healthz").await.unwrap(),
+            Self::Request => _ = guest.get("/healthz").await.unwrap(),
             Self::Auth => _ = guest.challenge().await.unwrap(),
             Self::Handshake => _ = guest.attest().await.unwrap(),
             Self::HandshakeAndResource => {

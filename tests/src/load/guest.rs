@@ -43,6 +43,11 @@ impl Guest {
         Self { key, public_key, connection: target.connection(), cookie: String::new() }
     }
 
+    /// The same guest on a new connection.
+    pub fn again(self, target: &Target) -> Self {
+        Self { connection: target.connection(), ..self }
+    }
+
     /// The first half of a handshake: returns the nonce.
     ///
     /// # Errors
@@ -106,14 +111,14 @@ impl Guest {
         self.key.open(&jwe).unwrap()
     }
 
-    /// Asks for any path, to measure what a request costs by itself.
+    /// Asks for any path, and returns what is there.
     ///
     /// # Errors
     /// [`Failure`].
-    pub async fn get(&mut self, path: &str) -> Result<(), Failure> {
+    pub async fn get(&mut self, path: &str) -> Result<Bytes, Failure> {
         let answer = self.connection.send("GET", path, None, Bytes::new()).await?;
         match answer.status {
-            StatusCode::OK => Ok(()),
+            StatusCode::OK => Ok(answer.body),
             status => Err(Failure::Refused(status, String::from_utf8_lossy(&answer.body).into_owned())),
         }
     }

@@ -9,19 +9,19 @@
 mod error;
 mod master_key;
 mod objects;
+mod sessions;
 mod settings;
 mod wrapping;
-
-mod sessions;
 
 use std::sync::Mutex;
 
 pub use error::Error;
+pub use master_key::MASTER_KEY_LEN;
+pub use objects::MAX_OBJECT;
 pub use sessions::MAX_SESSIONS;
 use sessions::Sessions;
 pub use settings::{HsmSettings, Pin, Token};
 pub use wrapping::{MAX_WRAPPED, RsaMechanism};
-pub use {master_key::MASTER_KEY_LEN, objects::MAX_OBJECT};
 
 /// A token that this process is logged in to. It logs in again when the token or the way to it was lost for a while.
 pub struct Hsm {

@@ -1,7 +1,9 @@
 //! Keys and secrets in a real PKCS#11 module, SoftHSM.
 
+#![allow(clippy::unwrap_used)]
+
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Barrier;
 
@@ -10,7 +12,7 @@ use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::session::UserType;
 use cryptoki::types::AuthPin;
 use hsm::{Error, Hsm, HsmSettings, MAX_OBJECT, MAX_SESSIONS, MAX_WRAPPED, Pin, RsaMechanism, Token};
-use token::{KEY, LABEL, MODULE, PIN, settings, with_token};
+use token::{KEY, LABEL, MODULE, PIN, with_token};
 
 mod token;
 
@@ -222,6 +224,14 @@ fn two_sealing_keys_of_one_label_both_open() {
         assert_eq!(*hsm.unwrap_master_key("sealing", &first).unwrap(), [1; 32]);
         assert_eq!(*hsm.unwrap_master_key("sealing", &second).unwrap(), [2; 32]);
     });
+}
+
+fn settings() -> HsmSettings {
+    HsmSettings {
+        module: PathBuf::from(MODULE),
+        token: Token::Label(LABEL.to_owned()),
+        pin: Pin::Value(PIN.to_owned().into()),
+    }
 }
 
 /// Encrypts to the token's public key with no more than its DER form.

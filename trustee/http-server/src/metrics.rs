@@ -62,14 +62,14 @@ impl Metrics {
     /// Begins to measure a request.
     pub(crate) fn request<B: hyper::body::Body>(&self, request: &Request<B>) -> Measuring {
         let metrics = (request.uri().path() != "/metrics").then(|| self.clone());
-        let method = match request.method() {
-            &Method::GET => "GET",
-            &Method::POST => "POST",
-            &Method::PUT => "PUT",
-            &Method::DELETE => "DELETE",
-            &Method::HEAD => "HEAD",
-            &Method::OPTIONS => "OPTIONS",
-            &Method::PATCH => "PATCH",
+        let method = match *request.method() {
+            Method::GET => "GET",
+            Method::POST => "POST",
+            Method::PUT => "PUT",
+            Method::DELETE => "DELETE",
+            Method::HEAD => "HEAD",
+            Method::OPTIONS => "OPTIONS",
+            Method::PATCH => "PATCH",
             _ => "OTHER",
         };
         Measuring { metrics, method, request_size: request.body().size_hint().exact(), began: Instant::now() }

@@ -73,7 +73,8 @@ impl NebulaCa {
     pub async fn open(config: Config) -> Result<Self, Error> {
         let work_dir = config.work_dir.unwrap_or_else(|| WORK_DIR.into());
         let program = NebulaCert::new(config.nebula_cert_bin_path.unwrap_or_else(|| "nebula-cert".into()));
-        tracing::info!("nebula-ca uses nebula-cert {}", program.version().await?);
+        let version = program.version().await?;
+        tracing::info!("nebula-ca uses nebula-cert {version}");
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&work_dir).map_err(file(&work_dir))?;
 
         let nebula = Self { program, work_dir, turns: Semaphore::new(MAX_AT_ONCE) };
@@ -112,11 +113,7 @@ impl NebulaCa {
         // A byte takes up to four characters, so it doesn't move while it grows.
         let size = 4 * (issued.node_crt.len() + issued.node_key.len() + issued.ca_crt.len()) + 64;
         let mut body = Zeroizing::new(Vec::with_capacity(size));
-        serde_json::to_writer(&mut *body, &issued).map_err(|e| Error::Member {
-            plugin: NAME,
-            member: "answer",
-            reason: e.to_string(),
-        })?;
+        serde_json::to_writer(&mut *body, &issued).map_err(|e| file(folder.path())(e.into()))?;
         Ok(Output::secret(body))
     }
 

@@ -1,5 +1,7 @@
 //! The plugin `external` against backends over gRPC, in plain text, TLS and mutual TLS.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -64,7 +66,7 @@ async fn a_backends_status_becomes_that_of_the_answer() {
         assert_eq!((error.status(), error.kind()), (status, kind), "{answered}: {error}");
     }
     let error = get(&*plugin, &["echo", "status", "404"]).await.unwrap_err();
-    assert!(error.to_string().contains("answered 404: because\\n"), "{error}");
+    assert!(error.to_string().contains("answered 404: because\\nof it"), "{error}");
     for (code, status) in [("not-found", 404), ("invalid-argument", 400), ("unavailable", 503), ("internal", 500)] {
         let error = get(&*plugin, &["echo", "code", code]).await.unwrap_err();
         assert_eq!(error.status(), status, "{code}: {error}");
@@ -131,7 +133,7 @@ async fn a_backend_is_known_by_its_authority() {
     let plugin = open(&format!("{endpoint}, ca_cert_path = '{}'", wrong.file("ca.pem").display())).await.unwrap();
     let error = get(&*plugin, &["echo"]).await.unwrap_err();
     assert_eq!(error.kind(), Kind::Unavailable, "{error}");
-    assert!(error.to_string().contains("UnknownIssuer"), "{error}");
+    assert!(error.to_string().contains("invalid peer certificate"), "{error}");
 }
 
 #[tokio::test]
@@ -181,7 +183,7 @@ impl KbsPlugin for Echo {
             Ok(Response::new(PluginResponse { body: body.into(), status_code, content_type: String::new() }))
         };
         match path.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-            ["status", status] => answer(status.parse().unwrap(), b"because\n".to_vec()),
+            ["status", status] => answer(status.parse().unwrap(), b"because\nof it".to_vec()),
             ["code", "not-found"] => Err(Status::not_found("it is not there")),
             ["code", "invalid-argument"] => Err(Status::invalid_argument("it is wrong")),
             ["code", "unavailable"] => Err(Status::unavailable("it is closed")),

@@ -1,5 +1,7 @@
 //! The plugin `nebula-ca` with the real `nebula-cert`.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;

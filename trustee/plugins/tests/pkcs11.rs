@@ -1,5 +1,7 @@
 //! The plugin `pkcs11` against SoftHSM.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 

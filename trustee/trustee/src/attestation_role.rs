@@ -50,6 +50,7 @@ pub fn run_rest(arguments: cli::RestfulAs) -> Result<(), Error> {
 pub async fn load(
     broker: &TokenBroker,
     sample: bool,
+    tenants: Vec<String>,
     store: Store,
     source: Arc<dyn Source>,
 ) -> Result<Arc<AttestationService>, ::attestation::Error> {
@@ -66,6 +67,7 @@ pub async fn load(
         build: broker.build_name.clone().unwrap_or_else(|| BUILD.to_owned()),
         profile: broker.profile_name.clone(),
         signer,
+        tenants,
         rotation: Duration::from_secs(24 * 3600 * u64::from(broker.rotation_days)),
     };
     AttestationService::load(store, source, settings, Clock::system()).await
@@ -118,7 +120,8 @@ fn run(
         let store = storage::open(backend, backend.storage_type).await?;
         let values = Values::open(&config.rvps_config, backend, &store, false).await?;
         let service =
-            load(&config.attestation_token_broker, config.sample_verifier, store.clone(), values.source()?).await?;
+            load(&config.attestation_token_broker, config.sample_verifier, Vec::new(), store.clone(), values.source()?)
+                .await?;
         let health = store.clone();
         let scheme = if process.has_tls() { "https" } else { "http" };
         let serving = Serving { ready: Arc::new(move || health.healthy()), scheme };

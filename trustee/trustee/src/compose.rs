@@ -148,8 +148,10 @@ async fn built_in(section: &AttestationService, config: &Config, store: &Store) 
     let rvps: &RvpsConfig = &section.rvps_config;
     let values = Values::open(rvps, backend, &store, true).await?;
     let source = values.source()?;
+    let tenants = config.tenants.iter().filter_map(|tenant| tenant.name.clone()).collect();
     let service =
-        attestation_role::load(&section.attestation_token_broker, section.sample_verifier, store, source).await?;
+        attestation_role::load(&section.attestation_token_broker, section.sample_verifier, tenants, store, source)
+            .await?;
     let provider = match values {
         Values::Here(values) => Provider::BuiltIn(values),
         Values::Elsewhere(settings) => Provider::Remote(ReferenceValueClient::connect(settings)?),

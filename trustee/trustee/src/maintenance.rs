@@ -169,7 +169,8 @@ pub fn rotate_signing_key(arguments: Configured) -> Result<(), Error> {
         // Nothing is appraised here, so a provider elsewhere need not be reached.
         values.r#type = RvpsType::BuiltIn;
         let source = Values::open(&values, backend, &store, false).await?.source()?;
-        let service = attestation_role::load(&section.attestation_token_broker, false, store, source).await?;
+        let service =
+            attestation_role::load(&section.attestation_token_broker, false, Vec::new(), store, source).await?;
         service.rotate_signing_key().await?;
         println!("attestation tokens have a new signing key");
         Ok(())

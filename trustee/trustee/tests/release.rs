@@ -55,7 +55,7 @@ impl Trustee {
         // Another test of this process may have installed it.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let authority = Certificate::from_pem(&std::fs::read(directory.join("ca.pem")).unwrap()).unwrap();
-        let client = Client::builder().tls_certs_only([authority]).build().unwrap();
+        let client = Client::builder().tls_certs_only([authority]).http1_only().build().unwrap();
         let admin_token = std::fs::read_to_string(directory.join("admin-token")).unwrap();
         Self { process, url, client, admin_token }
     }

@@ -34,7 +34,7 @@ impl Role {
     }
 
     async fn get(&self, path: &str) -> (StatusCode, String) {
-        let response = Client::new().get(format!("{}{path}", self.url)).send().await.unwrap();
+        let response = client().get(format!("{}{path}", self.url)).send().await.unwrap();
         (response.status(), response.text().await.unwrap())
     }
 
@@ -50,6 +50,12 @@ impl Drop for Role {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+fn client() -> Client {
+    // Another test of this process may have installed it.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    Client::new()
 }
 
 /// The binary under another name, as an image that replaces another has it.
@@ -131,7 +137,7 @@ async fn an_attestation_service_answers_over_rest_and_says_how_it_is() {
     );
     let request = json!({ "verification_requests": [{ "tee": "sample", "evidence": evidence }], "policy_ids": [] });
     let url = format!("{}/attestation", service.url);
-    let request = Client::new().post(url).header("content-type", "application/json").body(request.to_string());
+    let request = client().post(url).header("content-type", "application/json").body(request.to_string());
     let response = request.send().await.unwrap();
     assert_eq!(response.status(), StatusCode::OK);
     assert_eq!(response.text().await.unwrap().split('.').count(), 3, "a token has three parts");
@@ -188,7 +194,7 @@ async fn spans_of_requests_reach_the_collector_in_the_client_s_trace() {
     ];
     let broker = Role::start_with(folder.path(), "kbs", &[], &variables);
     let trace = "0af7651916cd43dd8448eb211c80319c";
-    let response = Client::new()
+    let response = client()
         .get(format!("{}/healthz", broker.url))
         .header("traceparent", format!("00-{trace}-b7ad6b7169203331-01"))
         .send()

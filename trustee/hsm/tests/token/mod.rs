@@ -1,10 +1,7 @@
 //! A token of SoftHSM for one test, in a process of its own since SoftHSM finds its token by a variable.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
-
-use hsm::{HsmSettings, Pin, Token};
-use zeroize::Zeroizing;
 
 /// Runs a test, named by its path in the test binary, with a fresh token that holds an RSA key pair.
 ///
@@ -28,15 +25,6 @@ pub fn with_token(test: &str, work: impl FnOnce(&Path)) {
     let pair = ["--keypairgen", "--key-type", "rsa:2048", "--label", KEY];
     run(Command::new("pkcs11-tool").arg("--module").arg(MODULE).args(["--login", "--pin", PIN]).args(pair));
     run(Command::new(std::env::current_exe().unwrap()).args(["--exact", test, "--nocapture"]));
-}
-
-/// How to reach the token.
-pub fn settings() -> HsmSettings {
-    HsmSettings {
-        module: PathBuf::from(MODULE),
-        token: Token::Label(LABEL.to_owned()),
-        pin: Pin::Value(Zeroizing::new(PIN.to_owned())),
-    }
 }
 
 const DIRECTORY: &str = "COCOON_TEST_TOKEN";

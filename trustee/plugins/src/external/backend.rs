@@ -1,5 +1,6 @@
 //! One backend: its connection, made when it is needed, and the calls over it.
 
+use std::error::Error as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -132,6 +133,10 @@ impl Backend {
             Code::Unavailable | Code::DeadlineExceeded | Code::ResourceExhausted | Code::Cancelled => {
                 Error::Unreachable { backend, reason: with_causes(status, text) }
             }
+            // Such as a certificate that the backend refused. What a backend itself answers has no cause.
+            Code::Unknown if status.source().is_some() => {
+                Error::Unreachable { backend, reason: with_causes(status, text) }
+            }
             code => Error::Protocol { backend, reason: format!("{code:?}: {text}") },
         }
     }
@@ -190,7 +195,10 @@ fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, Error> {
 /// A text with that of the last cause, which says most.
 fn with_causes(error: &dyn std::error::Error, text: String) -> String {
     let last = std::iter::successors(error.source(), |&cause| cause.source()).last();
-    last.map_or(text.clone(), |cause| format!("{text}: {}", excerpt(&cause.to_string())))
+    match last.map(|cause| excerpt(&cause.to_string())) {
+        Some(cause) if !text.contains(&cause) => format!("{text}: {cause}"),
+        _ => text,
+    }
 }
 
 /// How long a call may take if the configuration doesn't say.

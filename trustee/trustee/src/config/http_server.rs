@@ -97,7 +97,7 @@ impl HttpServer {
             return refused("sockets is empty");
         }
         let (certificate, key) = (self.certificate.is_some(), self.private_key.is_some());
-        if !self.insecure_http && !(certificate && key) {
+        if !(self.insecure_http || certificate && key) {
             return refused("needs certificate and private_key, or insecure_http = true");
         }
         if self.insecure_http && (certificate || key || self.client_ca.is_some()) {

@@ -96,13 +96,13 @@ fn service_keys(service: &mut Map<String, Value>, place: &str, warnings: &mut Ve
     if let Some(broker) = service.get_mut("attestation_token_broker").and_then(Value::as_object_mut) {
         remove(broker, &format!("{place}attestation_token_broker"), &["type", "policy_dir"], warnings);
     }
-    if let Some(provider) = service.get_mut("rvps_config").and_then(Value::as_object_mut) {
-        if provider.contains_key("store_type") || provider.contains_key("storage") {
-            return Err(format!(
-                "{place}rvps_config has a storage of its own in an older form: write storage_type, and where it lies \
-                 under storage_backend.backends"
-            ));
-        }
+    if let Some(provider) = service.get("rvps_config")
+        && (provider.get("store_type").is_some() || provider.get("storage").is_some())
+    {
+        return Err(format!(
+            "{place}rvps_config has a storage of its own in an older form: write storage_type, and where it lies under \
+             storage_backend.backends"
+        ));
     }
     Ok(())
 }

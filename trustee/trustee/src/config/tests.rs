@@ -238,10 +238,10 @@ fn an_unknown_key_is_named_with_its_place_and_the_nearest_known_one() {
             "admin.authorization.regex_acl.acls[0].rle is no key: the nearest is admin.authorization.regex_acl.acls[0].role",
         ),
         ("[storage_backend]\nstorage_type = \"Postgress\"\n", "storage_backend.storage_type can't be \"Postgress\""),
-        ("[[plugins]]\nname = \"resource\"\nstorage_backend_type = \"Vault\"\nvault_ulr = \"x\"\n", "plugins[0]"),
         (
-            "[[plugins]]\nname = \"resource\"\nstorage_backend_type = \"Vault\"\nvault_ulr = \"x\"\n",
-            "the nearest is vault_url",
+            "[http_server]\ninsecure_http = true\n[[plugins]]\nname = \"resource\"\nstorage_backend_type = \"Vault\"\n\
+             vault_ulr = \"x\"\n",
+            "plugins[0]: vault_ulr is no key: the nearest is vault_url",
         ),
     ] {
         let error = read(text).map(|_| ()).unwrap_err();

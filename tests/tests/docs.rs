@@ -1,0 +1,44 @@
+//! The documentation's commands, run as they stand.
+
+use std::fs;
+use std::process::Command;
+
+use postgres_server::PostgresServer;
+use tests::Lab;
+
+/// Every block of docs/trustee.md that is marked `sh`, in one shell, with other ports and a database of its own.
+#[test]
+fn a_newcomer_can_follow_the_page_about_trustee() {
+    let lab = Lab::new();
+    let database = PostgresServer::start();
+    let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/trustee.md")).unwrap();
+    let mut script = String::from("set -eu\nset -o pipefail\ntrap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT\n");
+    for block in page.split("```sh\n").skip(1) {
+        script.push_str(block.split("```").next().unwrap());
+    }
+    for port in ["127.0.0.1:8080", "127.0.0.1:8090"] {
+        script = script.replace(port, &format!("127.0.0.1:{}", free_port()));
+    }
+    let programs = Lab::program("trustee").parent().unwrap().to_owned();
+    let path = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap());
+    let script = lab.file("script", script);
+
+    let mut shell = Command::new("bash");
+    shell.arg(script).current_dir(lab.path()).env("PATH", path).env("DATABASE", database.url());
+    let output = run_to_end(&mut shell);
+    assert_eq!(output.matches("the answer is 42").count(), 2, "{output}");
+    for part in ["default/demo/answer", "svn", "unbroken", "entries"] {
+        assert!(output.contains(part), "no {part} in\n{output}");
+    }
+}
+
+fn run_to_end(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{}\n{text}", output.status);
+    text
+}
+
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
