@@ -1,5 +1,7 @@
 //! The documentation's commands, run as they stand.
 
+#![allow(clippy::unwrap_used)]
+
 use std::fs;
 use std::process::Command;
 

@@ -1,5 +1,7 @@
 //! Trustee as its owner runs it: in parts, for years, through rotations, reloads and restores.
 
+#![allow(clippy::unwrap_used)]
+
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -9,7 +11,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use tests::load::{Guest, Target};
-use tests::{Daemon, Lab, Trustee, over_http, run, try_run};
+use tests::{Daemon, Lab, over_http, run, try_run};
 use toml::Table;
 
 /// A key broker, an attestation service and a provider of reference values, each a process with upstream's flags and
@@ -54,8 +56,7 @@ async fn the_three_services_apart_release_a_secret() {
     let svn = run(&program, ["rvps-tool", "query", "-a", &provider, "-r", "svn"]);
     assert!(svn.contains("[\"1\"]"), "{svn}");
     guest.attest().await.unwrap();
-    let sealed = guest.fetch("default/test/key", None).await.unwrap();
-    assert_eq!(guest.open(&sealed).as_slice(), b"a secret");
+    assert_eq!(guest.secret("default/test/key", None).await.unwrap().as_slice(), b"a secret");
 }
 
 /// One Trustee verifies evidence, another one that knows nothing but its keys has the secrets.
@@ -188,8 +189,7 @@ async fn a_backup_moves_a_trustee_to_another_database() {
         });
         let mut guest = Guest::new(&Target::new(&trustee.url(), None));
         guest.attest().await.unwrap();
-        let sealed = guest.fetch("default/test/key", None).await.unwrap();
-        assert_eq!(guest.open(&sealed).as_slice(), b"a secret");
+        assert_eq!(guest.secret("default/test/key", None).await.unwrap().as_slice(), b"a secret");
         assert!(trustee.config(&["get-reference-value", "--id", "svn"]).contains("[\"1\"]"));
     }
     let mut spoilt = fs::read(lab.path().join("backup")).unwrap();
@@ -218,8 +218,7 @@ async fn the_master_key_is_rotated() {
     assert_ne!(fs::read(&key).unwrap(), old);
     let mut guest = Guest::new(&Target::new(&trustee.url(), None));
     guest.attest().await.unwrap();
-    let sealed = guest.fetch("default/test/key", None).await.unwrap();
-    assert_eq!(guest.open(&sealed).as_slice(), b"a secret");
+    assert_eq!(guest.secret("default/test/key", None).await.unwrap().as_slice(), b"a secret");
 
     fs::write(&key, old).unwrap();
     trustee.pause(|configuration| {
@@ -247,8 +246,8 @@ async fn the_signing_key_is_rotated_with_overlap() {
     let header = |token: &str| token.split('.').next().unwrap().to_owned();
     assert_ne!(header(&before), header(&after));
     guest = guest.again(&Target::new(&trustee.url(), None));
-    assert_eq!(guest.open(&guest.fetch("default/test/key", Some(&before)).await.unwrap()).as_slice(), b"a secret");
-    assert_eq!(later.open(&later.fetch("default/test/key", Some(&after)).await.unwrap()).as_slice(), b"a secret");
+    assert_eq!(guest.secret("default/test/key", Some(&before)).await.unwrap().as_slice(), b"a secret");
+    assert_eq!(later.secret("default/test/key", Some(&after)).await.unwrap().as_slice(), b"a secret");
 }
 
 /// Secrets that were put there as files, as upstream's users do.
@@ -270,7 +269,7 @@ async fn a_secret_preloaded_as_a_file_is_released() {
     trustee.config(&["set-resource-policy", "--allow-all"]);
     let mut guest = Guest::new(&Target::new(&trustee.url(), None));
     guest.attest().await.unwrap();
-    assert_eq!(guest.open(&guest.fetch("default/test/key", None).await.unwrap()).as_slice(), b"a secret");
+    assert_eq!(guest.secret("default/test/key", None).await.unwrap().as_slice(), b"a secret");
     assert_eq!(trustee.config(&["list-resources"]).trim(), "default/test/key");
 }
 
@@ -305,7 +304,7 @@ async fn the_master_key_is_wrapped_by_a_security_module() {
     trustee.config(&["set-resource-policy", "--allow-all"]);
     let mut guest = Guest::new(&Target::new(&trustee.url(), None));
     guest.attest().await.unwrap();
-    assert_eq!(guest.open(&guest.fetch("default/test/key", None).await.unwrap()).as_slice(), b"a secret");
+    assert_eq!(guest.secret("default/test/key", None).await.unwrap().as_slice(), b"a secret");
     assert!(wrapped.exists() && !trustee.folder().join("data/master.key").exists());
 }
 

@@ -66,6 +66,8 @@ const PACKAGES: &[Package] = &[
     Package { name: "haproxy", file: "/usr/sbin/haproxy" },
     Package { name: "openssl", file: "/usr/bin/openssl" },
     Package { name: "softhsm2", file: "/usr/bin/softhsm2-util" },
+    Package { name: "opensc", file: "/usr/bin/pkcs11-tool" },
+    Package { name: "nebula", file: "/usr/bin/nebula-cert" },
     Package { name: "iproute2", file: "/bin/ip" },
     Package { name: "ca-certificates", file: "/etc/ssl/certs/ca-certificates.crt" },
     Package { name: "debian-archive-keyring", file: "/usr/share/keyrings/debian-archive-keyring.gpg" },

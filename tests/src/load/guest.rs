@@ -102,11 +102,20 @@ impl Guest {
         }
     }
 
+    /// Fetches a resource and opens it.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn secret(&mut self, path: &str, bearer: Option<&str>) -> Result<Zeroizing<Vec<u8>>, Failure> {
+        let sealed = self.fetch(path, bearer).await?;
+        Ok(self.open(&sealed))
+    }
+
     /// Opens what [`Guest::fetch`] returned.
     ///
     /// # Panics
     /// If it was not sealed to this guest.
-    pub fn open(&self, sealed: &[u8]) -> Zeroizing<Vec<u8>> {
+    fn open(&self, sealed: &[u8]) -> Zeroizing<Vec<u8>> {
         let jwe: Jwe = serde_json::from_slice(sealed).unwrap();
         self.key.open(&jwe).unwrap()
     }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::Semaphore;
 
-/// Does a piece of work on a thread that may block; at most 64 are done at once in a process, and 4096 wait.
+/// Does a piece of work on a thread that may block; at most eight are done at once in a process, and 4096 wait.
 ///
 /// # Errors
 /// [`Busy`] if more would wait, or the process ends.
@@ -53,8 +53,8 @@ impl Drop for Waiting {
 
 static RUNNING: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(MAX_RUNNING)));
 static WAITING: AtomicUsize = AtomicUsize::new(0);
-/// More than there are processors: reference values may have to be fetched.
-const MAX_RUNNING: usize = 64;
+/// Some more than there are processors, since reference values may have to be fetched; each thread takes memory.
+const MAX_RUNNING: usize = 8;
 const MAX_WAITING: usize = 4096;
 
 #[cfg(test)]

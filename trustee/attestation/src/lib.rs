@@ -46,9 +46,9 @@ pub use init_data::{Error as InitDataError, InitDataInput};
 use policies::Policies;
 pub use policies::PolicyInfo;
 use policy::Queried;
+use scope::Scopes;
 use signing::{Signer, SignerFiles};
 use token::Issuer;
-use scope::Scopes;
 use verifier::{Enabled, Verifier};
 
 /// The attestation service. It keeps its policies and keys up to date as long as it lives.

@@ -1,6 +1,5 @@
 //! Every way in which a request is refused: its HTTP status, upstream's name for it, and what the client is told.
 
-use ::plugins::Kind as PluginKind;
 use attestation::Kind;
 use hyper::StatusCode;
 use reference_values::Kind as Reference;
@@ -132,14 +131,9 @@ impl Refusal {
             Self::Session(session::Error::Store(_)) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Session(_) | Self::Admin(admin::Error::NoToken | admin::Error::NoRole) => StatusCode::UNAUTHORIZED,
             Self::Admin(admin::Error::Token(cause)) => of_token(cause),
-            Self::PluginFailed(cause) => match cause.kind() {
-                PluginKind::NotFound => StatusCode::NOT_FOUND,
-                PluginKind::BadRequest => StatusCode::BAD_REQUEST,
-                PluginKind::Forbidden => StatusCode::FORBIDDEN,
-                PluginKind::Conflict => StatusCode::CONFLICT,
-                PluginKind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
-                PluginKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
-            },
+            Self::PluginFailed(cause) => {
+                StatusCode::from_u16(cause.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+            }
             Self::Tee(_) | Self::Policy(_) | Self::Admin(_) => StatusCode::FORBIDDEN,
             Self::Attestation { cause: Cause::Evidence(cause), .. } => of_attestation(cause.kind()),
             Self::Attestation { .. } => StatusCode::BAD_GATEWAY,

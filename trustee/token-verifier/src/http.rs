@@ -10,15 +10,22 @@ use reqwest::{Client, Url};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::{ClientConfig, RootCertStore};
+use tokio::sync::OnceCell;
 
 use crate::error::Error;
 
 /// Fetches keys from issuers that prove who they are to one of the system's CAs, or to one that was named besides.
 ///
 /// A fetch takes at most 10 seconds and 1 MiB, and follows at most three redirections, to HTTPS only. Clones share
-/// their connections.
+/// their connections. The system's CAs are read at the first fetch: where all keys are files, there is none.
 #[derive(Clone)]
-pub struct Http(Client);
+pub struct Http(Arc<Lazy>);
+
+struct Lazy {
+    client: OnceCell<Client>,
+    extra: Vec<CertificateDer<'static>>,
+    timeout: Duration,
+}
 
 /// What was fetched.
 pub(crate) struct Fetched {
@@ -30,6 +37,8 @@ pub(crate) struct Fetched {
 /// Why nothing was fetched.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FetchError {
+    #[error("TLS can't be set up: {0}")]
+    Client(String),
     #[error("no answer: {0}")]
     NoAnswer(String),
     #[error("it answers with status {0}")]
@@ -49,37 +58,20 @@ impl Http {
 
     pub(crate) fn with_timeout(extra_ca: Option<&[u8]>, timeout: Duration) -> Result<Self, Error> {
         let client = |e: &dyn std::error::Error| Error::Client(e.to_string());
-        let mut roots = RootCertStore::empty();
-        // What is wrong with the system's store shows where nothing is left of it: as an issuer that is not known.
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        if let Some(pem) = extra_ca {
-            let before = roots.len();
-            for certificate in CertificateDer::pem_slice_iter(pem) {
-                roots.add(certificate.map_err(|e| client(&e))?).map_err(|e| client(&e))?;
-            }
-            if roots.len() == before {
-                return Err(Error::Client("the PEM has no certificate".to_owned()));
-            }
+        let mut extra = Vec::new();
+        for certificate in extra_ca.into_iter().flat_map(CertificateDer::pem_slice_iter) {
+            let certificate = certificate.map_err(|e| client(&e))?;
+            RootCertStore::empty().add(certificate.clone()).map_err(|e| client(&e))?;
+            extra.push(certificate);
         }
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let tls = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|e| client(&e))?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        Client::builder()
-            .tls_backend_preconfigured(tls)
-            .https_only(true)
-            .redirect(Policy::limited(3))
-            .timeout(timeout)
-            .user_agent(concat!("cocoon-trustee/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .map(Self)
-            .map_err(|e| client(&e))
+        if extra_ca.is_some() && extra.is_empty() {
+            return Err(Error::Client("the PEM has no certificate".to_owned()));
+        }
+        Ok(Self(Arc::new(Lazy { client: OnceCell::new(), extra, timeout })))
     }
 
     pub(crate) async fn get(&self, url: Url) -> Result<Fetched, FetchError> {
-        let request = self.0.get(url).header(ACCEPT, "application/jwk-set+json, application/json");
+        let request = self.0.client().await?.get(url).header(ACCEPT, "application/jwk-set+json, application/json");
         let mut response = request.send().await.map_err(no_answer)?;
         let status = response.status();
         if !status.is_success() {
@@ -95,6 +87,39 @@ impl Http {
         }
         Ok(Fetched { body, max_age })
     }
+}
+
+impl Lazy {
+    async fn client(&self) -> Result<&Client, FetchError> {
+        let (extra, timeout) = (self.extra.clone(), self.timeout);
+        let making = async || {
+            let made = tokio::task::spawn_blocking(move || client(extra, timeout)).await;
+            made.map_err(|_| FetchError::Client("the process ends".to_owned()))?.map_err(FetchError::Client)
+        };
+        self.client.get_or_try_init(making).await
+    }
+}
+
+/// Reads the system's store, which takes some 50 ms.
+fn client(extra: Vec<CertificateDer<'static>>, timeout: Duration) -> Result<Client, String> {
+    let mut roots = RootCertStore::empty();
+    // What is wrong with the system's store shows where nothing is left of it: as an issuer that is not known.
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    roots.add_parsable_certificates(extra);
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let tls = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|e| e.to_string())?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Client::builder()
+        .tls_backend_preconfigured(tls)
+        .https_only(true)
+        .redirect(Policy::limited(3))
+        .timeout(timeout)
+        .user_agent(concat!("cocoon-trustee/", env!("CARGO_PKG_VERSION")))
+        .build()
+        .map_err(|e| e.to_string())
 }
 
 /// An error with its causes, and without the address, which is told anyway.
