@@ -90,6 +90,17 @@ impl Lab {
     }
 }
 
+/// Sets a key of a configuration, by its path with dots; sections that are missing are made.
+pub fn set(configuration: &mut toml::Table, path: &str, value: impl Into<toml::Value>) {
+    match path.split_once('.') {
+        None => _ = configuration.insert(path.to_owned(), value.into()),
+        Some((section, rest)) => {
+            let section = configuration.entry(section).or_insert_with(|| toml::Table::new().into());
+            set(section.as_table_mut().unwrap(), rest, value);
+        }
+    }
+}
+
 /// Takes TLS out of a Trustee's configuration.
 pub fn over_http(configuration: &mut toml::Table) {
     let server = configuration["http_server"].as_table_mut().unwrap();

@@ -17,7 +17,7 @@ mod trustee;
 
 pub use balancer::Balancer;
 pub use image::{Encrypted, Image};
-pub use lab::{Lab, over_http};
+pub use lab::{Lab, over_http, set};
 pub use pod::{InitDataFiles, Pod, agent_policy};
 pub use process::{Daemon, Finished, run, try_run};
 pub use registry::Registry;

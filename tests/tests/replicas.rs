@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use hyper::StatusCode;
 use postgres_server::PostgresServer;
 use tests::load::{Failure, Guest, Target};
-use tests::{Lab, Trustee, over_http};
+use tests::{Lab, Trustee, over_http, set};
 use tokio::task::JoinSet;
 use toml::Table;
 
@@ -19,7 +19,8 @@ use toml::Table;
 async fn replicas_that_crash_lose_no_handshake_and_no_secret() {
     let lab = Lab::new();
     let database = PostgresServer::start();
-    let first = lab.trustee_with(|configuration| on_postgres(configuration, &database));
+    let key = lab.path().join("master.key");
+    let first = lab.trustee_with(|configuration| on_postgres(configuration, &database, &key));
     let second = first.replica("second", |_| {});
     let third = first.replica("third", |_| {});
     first.secret("default/test/key", &lab.file("secret", SECRET));
@@ -68,7 +69,7 @@ async fn replicas_that_crash_lose_no_handshake_and_no_secret() {
     let (done, cut) = (tally.released.load(Ordering::Relaxed), tally.cut.load(Ordering::Relaxed));
     println!("{done} handshakes with a secret, {cut} cut by {crashes} crashes, {} writes", written.len());
     assert!(done > 100 && crashes >= 10);
-    // A crash cuts the requests that the replica was answering: one for each guest at most, and the write.
+    // A crash cuts the requests that the replica was answering: one for each guest at most.
     assert!(cut <= crashes * GUESTS, "{cut} of {done} were cut by {crashes} crashes");
     let listed = replicas[0].config(&["list-resources"]);
     for (path, acknowledged) in written {
@@ -127,15 +128,12 @@ async fn everywhere(replicas: &[Trustee], kept: &str) {
     }
 }
 
-/// Plain HTTP, behind the balancer, with the data in PostgreSQL.
-fn on_postgres(configuration: &mut Table, database: &PostgresServer) {
+/// Plain HTTP, behind the balancer, with the data in PostgreSQL and one master key for all.
+fn on_postgres(configuration: &mut Table, database: &PostgresServer, master_key: &Path) {
     over_http(configuration);
-    let url = BTreeMap::from([("url".to_owned(), toml::Value::from(database.url()))]);
-    let backends = BTreeMap::from([("postgres".to_owned(), toml::Value::from(url))]);
-    let storage = configuration["storage_backend"].as_table_mut().unwrap();
-    storage.insert("storage_type".to_owned(), "Postgres".into());
-    let known = storage.entry("backends").or_insert_with(|| Table::new().into()).as_table_mut().unwrap();
-    known.extend(backends);
+    set(configuration, "storage_backend.storage_type", "Postgres");
+    set(configuration, "storage_backend.backends.postgres.url", database.url());
+    set(configuration, "storage_backend.master_key.file", master_key.to_str().unwrap());
 }
 
 const SECRET: &str = "a secret for every guest";
