@@ -77,6 +77,16 @@ impl IntelTrustAuthority {
         }
     }
 
+    /// Whether a token of the service matches the policies that are asked for, whoever asked the service for it: all
+    /// of them, unless unmatched ones are allowed.
+    pub fn accepts(&self, claims: &Value) -> bool {
+        let matched = claims["policy_ids_matched"].as_array();
+        let matches = |id: &String| {
+            matched.is_some_and(|matched| matched.iter().any(|policy| policy["id"] == *id || policy == id))
+        };
+        !self.must_match || self.policy_ids.iter().all(matches)
+    }
+
     /// Has evidence verified, and returns the service's token. The policies are those of the settings, whatever the
     /// evaluation asks for.
     ///

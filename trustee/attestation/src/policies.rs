@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use store::{If, Key, Namespace, Store, Version};
 
@@ -62,8 +63,9 @@ impl Policies {
     pub async fn follow(self: Arc<Self>, mut changes: store::Changes) {
         loop {
             changes.changed().await;
-            if let Err(error) = self.refresh().await {
+            while let Err(error) = self.refresh().await {
                 tracing::error!(%error, "the attestation policies can't be read again; the last ones stay in force");
+                tokio::time::sleep(RETRY).await;
             }
         }
     }
@@ -166,6 +168,8 @@ impl Policies {
             let text = String::from_utf8_lossy(&entry.value).into_owned();
             let (policy, broken) = match compile(id, text).await {
                 Ok(policy) => (Some(Arc::new(policy)), None),
+                // It was good when it was set: the machine is busy, and the next attempt may be in time.
+                Err(error @ Error::Policy { cause: policy::Error::Slow, .. }) => return Err(error),
                 Err(error) => {
                     tracing::error!(id, %error, "a stored attestation policy is none; the one before stays in force");
                     (known.and_then(|known| known.policy), Some(error.to_string()))
@@ -201,6 +205,8 @@ fn key(id: &str) -> Result<Key, Error> {
 
 const NAMESPACE: Namespace = Namespace::versioned("attestation_service_policy");
 const SUFFIX: &str = ".rego";
+/// Between two attempts to read a store that does not answer.
+const RETRY: Duration = Duration::from_secs(5);
 const MAX_POLICIES: usize = 1024;
 const SHIPPED: [(&str, &str); 6] = [
     ("default_cpu", include_str!("shipped/cpu.rego")),

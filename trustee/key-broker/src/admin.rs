@@ -32,6 +32,7 @@ pub struct Rule {
     endpoints: Regex,
     methods: Vec<Method>,
     tenant: Option<Tenant>,
+    issuer: Option<String>,
 }
 
 /// An administrator who may do what was asked for.
@@ -39,6 +40,8 @@ pub struct Rule {
 pub(crate) struct Administrator {
     /// The token's `sub`.
     pub subject: Option<String>,
+    /// The token's `iss`.
+    pub issuer: Option<String>,
     /// The token's `role`.
     pub role: String,
     /// Whose administrator this is; nobody's means the Trustee's own.
@@ -63,11 +66,19 @@ impl Rule {
             _ => None,
         };
         let methods = methods.iter().map(|name| method(name).ok_or_else(|| Error::Method(excerpt(name))));
-        Ok(Self { role, endpoints, methods: methods.collect::<Result<_, _>>()?, tenant })
+        Ok(Self { role, endpoints, methods: methods.collect::<Result<_, _>>()?, tenant, issuer: None })
     }
 
+    /// The same for tokens of one issuer alone, so that another one can't give this role to anybody.
+    pub fn of_issuer(self, issuer: Option<String>) -> Self {
+        Self { issuer, ..self }
+    }
+
+    /// An expression that says nothing about a query is held against the path alone: what follows it must not help.
     fn allows(&self, method: &Method, uri: &str) -> bool {
-        self.endpoints.is_match(uri) && (self.methods.is_empty() || self.methods.contains(method))
+        let path = uri.split('?').next().unwrap_or_default();
+        let asked = if self.endpoints.as_str().contains(r"\?") { uri } else { path };
+        self.endpoints.is_match(asked) && (self.methods.is_empty() || self.methods.contains(method))
     }
 }
 
@@ -102,16 +113,23 @@ impl Admin {
         let authenticated = match self {
             Self::DenyAll => return Err(Error::DenyAll),
             Self::InsecureAllowAll => {
-                return Ok(Administrator { subject: None, role: "anybody".to_owned(), tenant: None });
+                return Ok(Administrator { subject: None, issuer: None, role: "anybody".to_owned(), tenant: None });
             }
             Self::Authenticated(authenticated) => authenticated,
         };
         let claims = authenticated.tokens.verify(bearer.ok_or(Error::NoToken)?).await?;
         let role = claims["role"].as_str().ok_or(Error::NoRole)?;
         let rules = authenticated.roles.get(role).map(Vec::as_slice).unwrap_or_default();
-        let rule = rules.iter().find(|rule| rule.allows(method, uri)).ok_or_else(|| Error::Role(excerpt(role)))?;
+        let issuer = claims.get("iss").and_then(Value::as_str);
+        let of_issuer = |rule: &&Rule| rule.issuer.as_deref().is_none_or(|wanted| Some(wanted) == issuer);
+        let rule = rules
+            .iter()
+            .filter(of_issuer)
+            .find(|rule| rule.allows(method, uri))
+            .ok_or_else(|| Error::Role(excerpt(role)))?;
         let subject = claims.get("sub").and_then(Value::as_str).map(excerpt);
-        Ok(Administrator { subject, role: excerpt(role), tenant: rule.tenant.clone() })
+        let issuer = issuer.map(excerpt);
+        Ok(Administrator { subject, issuer, role: excerpt(role), tenant: rule.tenant.clone() })
     }
 }
 
@@ -126,7 +144,7 @@ pub enum Error {
     Token(#[from] token_verifier::Error),
     #[error("the administrator's token has no claim role, which must be a text")]
     NoRole,
-    #[error("Role \"{0}\" not allowed: no rule under [admin] in the Trustee's configuration lets it do this")]
+    #[error("Role {0} not allowed: no rule under [admin] in the Trustee's configuration lets it do this")]
     Role(String),
     #[error("it belongs to another tenant, or to the Trustee: an administrator of a tenant can't reach it")]
     Tenant,
@@ -155,6 +173,9 @@ mod tests {
             ("^/kbs/v0/reference-value/[a-zA-Z0-9]+$", "/kbs/v0/reference-value/svn/x", false),
             ("^/kbs/v0/reference-value/[a-zA-Z0-9]+$", "/kbs/v0/resource-policy", false),
             ("^/kbs/v0/(auth|attest)$", "/kbs/v0/attest", true),
+            ("^/kbs/.*reference-value.*$", "/kbs/v0/backup?reference-value", false),
+            (r"^/kbs/v0/resource\?repository=a$", "/kbs/v0/resource?repository=a", true),
+            (r"^/kbs/v0/resource\?repository=a$", "/kbs/v0/resource?repository=b", false),
         ] {
             assert_eq!(allowed(endpoints, &[], Method::POST, uri), expected, "{endpoints} {uri}");
         }

@@ -3,7 +3,7 @@
 use std::future::Future;
 
 use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use serde::Deserialize;
 use serde_json::json;
 use store::clock::Timestamp;
@@ -33,7 +33,7 @@ impl Broker {
     /// `GET /resource-policy/id`: its text, with `?version=` as it was, with `?history` what there was.
     pub(crate) async fn resource_policy(&self, call: &Call, id: &str) -> Result<Reply, Refusal> {
         let administrator = self.administrator(call).await?;
-        self.check_resource_policy(&administrator, id)?;
+        self.check_resource_policy(call, &administrator, id)?;
         let query = call.query_members();
         if query.contains_key("history") {
             return versions(&self.resource_policies.history(id).await?);
@@ -48,7 +48,7 @@ impl Broker {
         let administrator = self.administrator(call).await?;
         let own = administrator.tenant.as_ref().map_or(GLOBAL, Tenant::as_str).to_owned();
         let id = id.map_or(own, str::to_owned);
-        self.check_resource_policy(&administrator, &id)?;
+        self.check_resource_policy(call, &administrator, &id)?;
         let condition = Precondition::of(&call.headers)?.of_store()?;
         let text = match call.query_members().get("rollback") {
             Some(version) => {
@@ -65,7 +65,7 @@ impl Broker {
     /// `DELETE /resource-policy/id`.
     pub(crate) async fn delete_resource_policy(&self, call: &Call, id: &str) -> Result<Reply, Refusal> {
         let administrator = self.administrator(call).await?;
-        self.check_resource_policy(&administrator, id)?;
+        self.check_resource_policy(call, &administrator, id)?;
         let condition = Precondition::of(&call.headers)?.of_store()?;
         let deleting = async {
             let found = self.resource_policies.delete(id, condition).await?;
@@ -86,7 +86,7 @@ impl Broker {
     /// `GET /attestation-policy/id`: its text, with `?version=` as it was, with `?history` what there was.
     pub(crate) async fn attestation_policy(&self, call: &Call, id: &str) -> Result<Reply, Refusal> {
         let administrator = self.administrator(call).await?;
-        check_attestation_policy(&administrator, id)?;
+        self.check_attestation_policy(call, &administrator, id)?;
         let service = self.attester.built_in()?;
         let query = call.query_members();
         if query.contains_key("history") {
@@ -105,7 +105,7 @@ impl Broker {
         let condition = Precondition::of(&call.headers)?.of_store()?;
         let (id, text) = match (id, call.query_members().get("rollback")) {
             (Some(id), Some(version)) => {
-                check_attestation_policy(&administrator, id)?;
+                self.check_attestation_policy(call, &administrator, id)?;
                 let old = self.attester.built_in()?.policy(id, Some(version_of(version)?)).await;
                 (id.to_owned(), old.map_err(Refusal::AttestationPolicy)?.ok_or(Refusal::NoPolicy)?.0)
             }
@@ -115,7 +115,7 @@ impl Broker {
                 (id.ok_or_else(|| Refusal::Body("policy_id is missing".to_owned()))?, text(&policy)?)
             }
         };
-        check_attestation_policy(&administrator, &id)?;
+        self.check_attestation_policy(call, &administrator, &id)?;
         let setting = self.attester.set_policy(&id, text, condition);
         let version = self.administer(call, administrator, "set-attestation-policy", &id, setting).await?;
         Ok(Reply::empty().with_etag(version.map(etag)))
@@ -124,7 +124,7 @@ impl Broker {
     /// `DELETE /attestation-policy/id`.
     pub(crate) async fn delete_attestation_policy(&self, call: &Call, id: &str) -> Result<Reply, Refusal> {
         let administrator = self.administrator(call).await?;
-        check_attestation_policy(&administrator, id)?;
+        self.check_attestation_policy(call, &administrator, id)?;
         let condition = Precondition::of(&call.headers)?.of_store()?;
         let deleting = async {
             let found = self.attester.built_in()?.delete_policy(id, condition).await;
@@ -141,7 +141,7 @@ impl Broker {
         let condition = Precondition::of(&call.headers)?;
         let prefix = administrator.tenant.as_ref().map(Tenant::prefix).unwrap_or_default();
         let registering = self.reference_values.register(&message, &prefix, &condition);
-        let target = excerpt(&message.kind);
+        let target = named(&message);
         self.administer(call, administrator, "register-reference-values", &target, registering).await?;
         Ok(Reply::text("", "application/json"))
     }
@@ -149,7 +149,7 @@ impl Broker {
     /// `GET /reference-value/name`: the value as JSON, with `?history` what it was.
     pub(crate) async fn reference_value(&self, call: &Call, name: &str) -> Result<Reply, Refusal> {
         let administrator = self.administrator(call).await?;
-        check_reference_value(&administrator, name)?;
+        self.check_reference_value(call, &administrator, name)?;
         if call.query_members().contains_key("history") {
             return Reply::json(&self.reference_values.history(name).await?);
         }
@@ -167,12 +167,12 @@ impl Broker {
     /// `DELETE /reference-value/name`.
     pub(crate) async fn delete_reference_value(&self, call: &Call, name: &str) -> Result<Reply, Refusal> {
         let administrator = self.administrator(call).await?;
-        check_reference_value(&administrator, name)?;
+        self.check_reference_value(call, &administrator, name)?;
         let deleting = async {
             let found = self.reference_values.delete(name).await?;
             found.then_some(()).ok_or(Refusal::NoReferenceValue)
         };
-        self.administer(call, administrator, "delete-reference-value", &excerpt(name), deleting).await?;
+        self.administer(call, administrator, "delete-reference-value", &target(name), deleting).await?;
         Ok(Reply::empty())
     }
 
@@ -202,8 +202,11 @@ impl Broker {
             Some(text) => text.parse().map_err(|_| Refusal::Query(excerpt(name))),
             None => Ok(default),
         };
-        let limit = usize::try_from(number("limit", 1_000)?).unwrap_or(usize::MAX);
-        Ok(Reply::text(self.audit.lines(number("from", 0)?, limit)?, "application/jsonl"))
+        let (from, limit) = (number("from", 0)?, usize::try_from(number("limit", 1_000)?).unwrap_or(usize::MAX));
+        let audit = self.audit.clone();
+        let reading = tokio::task::spawn_blocking(move || audit.lines(from, limit)).await;
+        let lines = reading.map_err(|_| Refusal::Busy)??;
+        Ok(Reply::text(lines, "application/jsonl"))
     }
 
     /// `GET /backup`: the whole store, sealed.
@@ -240,10 +243,10 @@ impl Broker {
         target: &str,
         doing: impl Future<Output = Result<T, Refusal>>,
     ) -> Result<T, Refusal> {
-        let Administrator { subject, role, tenant } = administrator;
+        let Administrator { subject, issuer, role, tenant } = administrator;
         let (act, target) = (act.to_owned(), target.to_owned());
         let tenant = tenant.map(|tenant| tenant.to_string());
-        let event = Event::Administration { act: act.clone(), target: target.clone(), subject, role, tenant };
+        let event = Event::Administration { act: act.clone(), target: target.clone(), subject, issuer, role, tenant };
         self.audit.record(call.peer, event)?;
         let done = doing.await;
         if let Err(refusal) = &done {
@@ -289,14 +292,40 @@ impl Broker {
     async fn trustees_own(&self, call: &Call) -> Result<Administrator, Refusal> {
         let administrator = self.administrator(call).await?;
         if administrator.tenant.is_some() {
-            return Err(AdminError::Tenant.into());
+            return Err(self.not_own(call, &administrator));
         }
         Ok(administrator)
     }
 
-    fn check_resource_policy(&self, administrator: &Administrator, id: &str) -> Result<(), Refusal> {
+    /// The refusal of an administrator who reaches for what is another tenant's or the Trustee's; put on record.
+    pub(crate) fn not_own(&self, call: &Call, administrator: &Administrator) -> Refusal {
+        let who = administrator.subject.as_deref().unwrap_or("an administrator without sub");
+        let tenant = administrator.tenant.as_ref().map_or("nobody", Tenant::as_str);
+        let cause = format!("{who} of tenant {tenant} reached for what is not theirs");
+        let event = Event::AdministrationRefused { path: target(&call.path), cause };
+        match self.audit.record_refusal(call.peer, event) {
+            Ok(_) => AdminError::Tenant.into(),
+            Err(e) => e.into(),
+        }
+    }
+
+    fn check_attestation_policy(&self, call: &Call, administrator: &Administrator, id: &str) -> Result<(), Refusal> {
         match &administrator.tenant {
-            Some(tenant) if tenant.as_str() != id => Err(AdminError::Tenant.into()),
+            Some(tenant) if !tenant.owns_policy(id) => Err(self.not_own(call, administrator)),
+            _ => Ok(()),
+        }
+    }
+
+    fn check_reference_value(&self, call: &Call, administrator: &Administrator, name: &str) -> Result<(), Refusal> {
+        match &administrator.tenant {
+            Some(tenant) if !name.starts_with(&tenant.prefix()) => Err(self.not_own(call, administrator)),
+            _ => Ok(()),
+        }
+    }
+
+    fn check_resource_policy(&self, call: &Call, administrator: &Administrator, id: &str) -> Result<(), Refusal> {
+        match &administrator.tenant {
+            Some(tenant) if tenant.as_str() != id => Err(self.not_own(call, administrator)),
             None if id != GLOBAL && self.tenants.get(id).is_none() => Err(Refusal::NoPolicy),
             _ => Ok(()),
         }
@@ -317,18 +346,17 @@ struct Kept {
     record: RefusalRecord,
 }
 
-fn check_attestation_policy(administrator: &Administrator, id: &str) -> Result<(), Refusal> {
-    match &administrator.tenant {
-        Some(tenant) if !tenant.owns_policy(id) => Err(AdminError::Tenant.into()),
-        _ => Ok(()),
-    }
+/// What a message registers, for the record: the names as far as they can be told, or its kind.
+fn named(message: &Message) -> String {
+    let payload = STANDARD.decode(&message.payload).unwrap_or_default();
+    let Ok(extract) = reference_values::extract(&message.kind, &payload) else { return excerpt(&message.kind) };
+    let names: Vec<String> = extract.values.into_iter().map(|(name, _)| name).collect();
+    target(&names.join(" "))
 }
 
-fn check_reference_value(administrator: &Administrator, name: &str) -> Result<(), Refusal> {
-    match &administrator.tenant {
-        Some(tenant) if !name.starts_with(&tenant.prefix()) => Err(AdminError::Tenant.into()),
-        _ => Ok(()),
-    }
+/// What was administered, for the record: longer than what a client is shown.
+pub(crate) fn target(text: &str) -> String {
+    text.chars().take(MAX_TARGET).flat_map(char::escape_default).collect()
 }
 
 fn versions(versions: &[Version]) -> Result<Reply, Refusal> {
@@ -351,5 +379,6 @@ fn text(encoded: &str) -> Result<String, Refusal> {
 
 const REGO: &str = "text/plain; charset=utf-8";
 const REFUSALS: Namespace = Namespace::quiet("refusal");
+const MAX_TARGET: usize = 1_024;
 /// How long refusals can be explained, in seconds; their lines stay in the audit log.
 const EXPLAINED: u64 = 24 * 60 * 60;

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,6 +17,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::Broker;
+use crate::bodies::Held;
 use crate::refusal::Refusal;
 use crate::routes::{Found, Route, find};
 use crate::session;
@@ -40,14 +42,26 @@ pub(crate) struct Reply {
 }
 
 impl Broker {
-    /// Answers one request of a client at `peer`. A body of more than 2 MiB is refused, and whatever takes longer
-    /// than 30 seconds.
-    pub async fn answer<B>(&self, peer: IpAddr, request: Request<B>) -> Response<Full<Bytes>>
+    /// Answers one request of a client at `peer`. A body that is too large is refused, and whatever takes longer than 30
+    /// seconds.
+    ///
+    /// What was begun is done to its end, also where the client has gone or has waited long enough: a write that is
+    /// given up half way could be stored and not in force.
+    pub async fn answer<B>(self: &Arc<Self>, peer: IpAddr, request: Request<B>) -> Response<Full<Bytes>>
     where
         B: Body<Data = Bytes>,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let answered = tokio::time::timeout(REQUEST_TIME, self.dispatch(peer, request)).await;
+        let answering = async {
+            let (call, held) = self.read(peer, request).await?;
+            let broker = self.clone();
+            let serving = tokio::spawn(async move {
+                let _until_done = held;
+                broker.dispatch(&call).await
+            });
+            serving.await.unwrap_or(Err(Refusal::Busy))
+        };
+        let answered = tokio::time::timeout(REQUEST_TIME, answering).await;
         match answered.unwrap_or(Err(Refusal::Slow)) {
             Ok(reply) => reply.into_response(),
             Err(refusal) => {
@@ -60,15 +74,18 @@ impl Broker {
         }
     }
 
-    async fn dispatch<B>(&self, peer: IpAddr, request: Request<B>) -> Result<Reply, Refusal>
+    async fn read<B>(&self, peer: IpAddr, request: Request<B>) -> Result<(Call, Held), Refusal>
     where
         B: Body<Data = Bytes>,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let (Parts { method, uri, headers, .. }, body) = request.into_parts();
-        let (body, _held) = self.bodies.read(&headers, body).await?;
+        let (body, held) = self.bodies.read(&headers, body).await?;
         let (path, query) = (uri.path().to_owned(), uri.query().map(str::to_owned));
-        let call = Call { peer, method, headers, path, query, body };
+        Ok((Call { peer, method, headers, path, query, body }, held))
+    }
+
+    async fn dispatch(&self, call: &Call) -> Result<Reply, Refusal> {
         let segments: Vec<&str> = call.path.split('/').filter(|segment| !segment.is_empty()).collect();
         let (route, open) = match find(&call.method, &segments) {
             Found::Endpoint(route, open) => (route, open),
@@ -77,38 +94,45 @@ impl Broker {
         };
         let name = open.join("/");
         match route {
-            Route::Auth => self.auth(&call).await,
-            Route::Attest => self.attest(&call).await,
-            Route::GetResource => self.get_resource(&call, &name).await,
-            Route::ResourceVersion => self.resource_version(&call, &name).await,
-            Route::ListResources => self.list_resources(&call).await,
-            Route::SetResource => self.set_resource(&call, &name).await,
-            Route::DeleteResource => self.delete_resource(&call, &name).await,
-            Route::ListResourcePolicies => self.list_resource_policies(&call).await,
-            Route::GetResourcePolicy => self.resource_policy(&call, &name).await,
-            Route::SetResourcePolicy => self.set_resource_policy(&call, open.first().copied()).await,
-            Route::DeleteResourcePolicy => self.delete_resource_policy(&call, &name).await,
-            Route::ListAttestationPolicies => self.list_attestation_policies(&call).await,
-            Route::GetAttestationPolicy => self.attestation_policy(&call, &name).await,
-            Route::SetAttestationPolicy => self.set_attestation_policy(&call, open.first().copied()).await,
-            Route::DeleteAttestationPolicy => self.delete_attestation_policy(&call, &name).await,
-            Route::ListReferenceValues => self.list_reference_values(&call).await,
-            Route::GetReferenceValue => self.reference_value(&call, &name).await,
-            Route::RegisterReferenceValues => self.register_reference_values(&call).await,
-            Route::DeleteReferenceValue => self.delete_reference_value(&call, &name).await,
-            Route::Explain => self.explain(&call, &name).await,
-            Route::Audit => self.audit_lines(&call).await,
-            Route::Backup => self.backup(&call).await,
-            Route::Plugin => self.plugin(&call, &open).await,
+            Route::Auth => self.auth(call).await,
+            Route::Attest => self.attest(call).await,
+            Route::GetResource => self.get_resource(call, &name).await,
+            Route::ResourceVersion => self.resource_version(call, &name).await,
+            Route::ListResources => self.list_resources(call).await,
+            Route::SetResource => self.set_resource(call, &name).await,
+            Route::DeleteResource => self.delete_resource(call, &name).await,
+            Route::ListResourcePolicies => self.list_resource_policies(call).await,
+            Route::GetResourcePolicy => self.resource_policy(call, &name).await,
+            Route::SetResourcePolicy => self.set_resource_policy(call, open.first().copied()).await,
+            Route::DeleteResourcePolicy => self.delete_resource_policy(call, &name).await,
+            Route::ListAttestationPolicies => self.list_attestation_policies(call).await,
+            Route::GetAttestationPolicy => self.attestation_policy(call, &name).await,
+            Route::SetAttestationPolicy => self.set_attestation_policy(call, open.first().copied()).await,
+            Route::DeleteAttestationPolicy => self.delete_attestation_policy(call, &name).await,
+            Route::ListReferenceValues => self.list_reference_values(call).await,
+            Route::GetReferenceValue => self.reference_value(call, &name).await,
+            Route::RegisterReferenceValues => self.register_reference_values(call).await,
+            Route::DeleteReferenceValue => self.delete_reference_value(call, &name).await,
+            Route::Explain => self.explain(call, &name).await,
+            Route::Audit => self.audit_lines(call).await,
+            Route::Backup => self.backup(call).await,
+            Route::Plugin => self.plugin(call, &open).await,
             Route::Healthz => Ok(Reply::empty()),
             Route::Readyz => self.readyz().await,
-            Route::Metrics => Ok(Reply::text(self.metrics.render(), "application/openmetrics-text; version=1.0.0")),
+            Route::Metrics => self.metrics(call).await,
             Route::Jwks => Reply::json(&self.attester.built_in()?.jwks()),
             Route::OpenIdConfiguration => {
                 let host = call.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
                 Reply::json(&self.attester.built_in()?.openid_configuration(&format!("{}://{host}", self.scheme)))
             }
         }
+    }
+
+    async fn metrics(&self, call: &Call) -> Result<Reply, Refusal> {
+        if self.metrics_for_administrators {
+            self.administrator(call).await?;
+        }
+        Ok(Reply::text(self.metrics.render(), "application/openmetrics-text; version=1.0.0"))
     }
 
     async fn readyz(&self) -> Result<Reply, Refusal> {
@@ -134,12 +158,18 @@ impl Call {
         form_urlencoded::parse(self.query.as_deref().unwrap_or_default().as_bytes()).into_owned().collect()
     }
 
-    /// Path and query, as rules for administrators match them.
+    /// Path and query, as rules for administrators match them: without empty segments, as the request is dispatched.
     pub fn uri(&self) -> String {
-        match &self.query {
-            Some(query) => format!("{}?{query}", self.path),
-            None => self.path.clone(),
+        let mut uri = String::with_capacity(self.path.len());
+        for segment in self.path.split('/').filter(|segment| !segment.is_empty()) {
+            uri.push('/');
+            uri.push_str(segment);
         }
+        if let Some(query) = &self.query {
+            uri.push('?');
+            uri.push_str(query);
+        }
+        uri
     }
 
     /// The token in the `Authorization` header.

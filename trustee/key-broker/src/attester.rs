@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use attestation::{AttestationService, Difference, Evaluation};
+use attestation::{AttestationService, Difference, Evaluation, HashAlgorithm};
 use attestation_api::{AttestationClient, IntelTrustAuthority};
 use serde_json::Value;
 use store::clock::Timestamp;
@@ -51,8 +51,18 @@ impl Attester {
     pub(crate) fn supports(&self, tee: Tee) -> Result<(), Refusal> {
         match &self.service {
             Service::BuiltIn(service) => service.supports(tee).map_err(Refusal::Tee),
+            Service::Intel(_) if IntelTrustAuthority::hash_algorithm(tee).is_none() => Err(Refusal::IntelTee(tee)),
             Service::Grpc(_) | Service::Intel(_) => Ok(()),
             Service::Elsewhere => Err(Refusal::NoAttestation),
+        }
+    }
+
+    /// The hash algorithm that guests of a TEE have to be told, where it is not the one that they use unasked.
+    pub(crate) fn hash_algorithm(&self, tee: Tee) -> Option<&'static str> {
+        match (&self.service, tee) {
+            (Service::Intel(_), tee) => IntelTrustAuthority::hash_algorithm(tee).map(HashAlgorithm::name),
+            (_, Tee::Se) => Some("sha512"),
+            _ => None,
         }
     }
 
@@ -99,20 +109,27 @@ impl Attester {
         })
     }
 
-    /// The claims of a token that this service, or one that is trusted, issued and that has not expired.
+    /// The claims of a token that this service, or one that is trusted, issued and that has not expired; and for how
+    /// many seconds after its expiry it is still taken.
     ///
     /// # Errors
     /// [`Refusal::Token`] with why our own service refuses it, [`Refusal::ForeignToken`] with why the trusted keys do.
-    pub(crate) async fn verify(&self, token: &str) -> Result<Value, Refusal> {
+    pub(crate) async fn verify(&self, token: &str) -> Result<(Value, u64), Refusal> {
         let own = match &self.service {
             Service::BuiltIn(service) => match service.verify(token) {
-                Ok(claims) => return Ok(claims),
+                Ok(claims) => return Ok((claims, 0)),
                 Err(e) => Some(e),
             },
             _ => None,
         };
         match (&self.trusted, own) {
-            (Some(trusted), _) => trusted.verify(token).await.map_err(Refusal::ForeignToken),
+            (Some(trusted), _) => {
+                let claims = trusted.verify(token).await.map_err(Refusal::ForeignToken)?;
+                match &self.service {
+                    Service::Intel(client) if !client.accepts(&claims) => Err(Refusal::Unmatched),
+                    _ => Ok((claims, FOREIGN_LEEWAY)),
+                }
+            }
             (None, Some(e)) => Err(Refusal::Token(e)),
             (None, None) => Err(Refusal::NoTrust),
         }
@@ -168,6 +185,9 @@ impl Attester {
         }
     }
 }
+
+/// Clocks of other services may differ by so many seconds; their tokens are verified with the same.
+const FOREIGN_LEEWAY: u64 = 60;
 
 /// Why evidence was refused, or could not be verified.
 #[derive(Debug, thiserror::Error)]

@@ -89,6 +89,8 @@ pub(crate) enum Event {
         act: String,
         target: String,
         subject: Option<String>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        issuer: Option<String>,
         role: String,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         tenant: Option<String>,

@@ -1,6 +1,7 @@
 //! Request bodies in memory: each is bounded, and so are all together, whoever sends them.
 
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::{Bytes, BytesMut};
@@ -18,8 +19,8 @@ pub(crate) struct Bodies {
 }
 
 /// What one body takes of it, given back when this is dropped.
-pub(crate) struct Held<'a> {
-    bodies: &'a Bodies,
+pub(crate) struct Held {
+    bodies: Arc<Bodies>,
     bytes: usize,
 }
 
@@ -36,7 +37,7 @@ impl Bodies {
     /// # Errors
     /// [`Refusal::TooLarge`] beyond the largest size, [`Refusal::Busy`] if all bodies together have more than 256 MiB,
     /// [`Refusal::Body`] if the client breaks off.
-    pub async fn read<B>(&self, headers: &HeaderMap, body: B) -> Result<(Bytes, Held<'_>), Refusal>
+    pub async fn read<B>(self: &Arc<Self>, headers: &HeaderMap, body: B) -> Result<(Bytes, Held), Refusal>
     where
         B: Body<Data = Bytes>,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -45,7 +46,7 @@ impl Bodies {
         let announced = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
         let mut too_large = announced.is_some_and(|length| length > self.largest);
         let (mut collected, mut discarded) = (BytesMut::new(), 0);
-        let mut held = Held { bodies: self, bytes: 0 };
+        let mut held = Held { bodies: self.clone(), bytes: 0 };
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|e| Refusal::Body(e.into().to_string()))?;
             let Ok(data) = frame.into_data() else { continue };
@@ -65,7 +66,7 @@ impl Bodies {
     }
 }
 
-impl Held<'_> {
+impl Held {
     fn take(&mut self, bytes: usize) -> Result<(), Refusal> {
         let take = |free: usize| free.checked_sub(bytes);
         self.bodies.free.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).map_err(|_| Refusal::Busy)?;
@@ -74,7 +75,7 @@ impl Held<'_> {
     }
 }
 
-impl Drop for Held<'_> {
+impl Drop for Held {
     fn drop(&mut self) {
         self.bodies.free.fetch_add(self.bytes, Ordering::Relaxed);
     }
@@ -90,13 +91,13 @@ mod tests {
 
     const MAX_BODY: usize = 2 << 20;
 
-    async fn read(bodies: &Bodies, length: usize) -> Result<(Bytes, Held<'_>), Refusal> {
+    async fn read(bodies: &Arc<Bodies>, length: usize) -> Result<(Bytes, Held), Refusal> {
         bodies.read(&HeaderMap::new(), Full::new(Bytes::from(vec![b' '; length]))).await
     }
 
     #[tokio::test]
     async fn bodies_are_bounded_each_and_together() {
-        let bodies = Bodies::new(MAX_BODY);
+        let bodies = Arc::new(Bodies::new(MAX_BODY));
         let mut held = Vec::new();
         for _ in 0..MAX_BODIES / MAX_BODY {
             held.push(read(&bodies, MAX_BODY).await.unwrap());

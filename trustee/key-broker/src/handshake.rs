@@ -17,13 +17,16 @@ impl Broker {
     /// `POST /auth`: a nonce, and a cookie that remembers it. Writes nothing.
     pub(crate) async fn auth(&self, call: &Call) -> Result<Reply, Refusal> {
         self.metrics.auth_requests.inc();
-        let request: Request = call.json()?;
+        let request: Request = call.json().map_err(|e| Refusal::AuthBody(e.to_string()))?;
         if request.version != VERSION {
             return Err(Refusal::Version(excerpt(&request.version)));
         }
         self.attester.supports(request.tee)?;
         let policy = self.selected_policy(&request.extra_params)?;
-        let extra_params = selected_hash(request.tee, &request.extra_params)?;
+        let extra_params = match self.attester.hash_algorithm(request.tee) {
+            Some(algorithm) => selected_hash(algorithm, &request.extra_params)?,
+            None => Value::from(""),
+        };
         let params = match request.tee {
             Tee::Se => request.extra_params.to_string(),
             _ => String::new(),
@@ -38,24 +41,27 @@ impl Broker {
     pub(crate) async fn attest(&self, call: &Call) -> Result<Reply, Refusal> {
         self.metrics.attestation_requests.inc();
         let cookie = call.cookie().ok_or(Refusal::NoSession)?;
-        let Challenged { nonce, tee, policy, .. } = match self.sessions.open(cookie).await? {
+        let challenged = match self.sessions.open(cookie).await? {
             Session::Challenged(challenged) => challenged,
             // Asked again after success, a session answers the same.
             Session::Attested { token } => {
-                self.tokens.verify(&token, &self.attester, self.clock.now()).await?;
-                return Reply::json(&TokenResponse { token });
+                let verified = self.tokens.verify(&token, &self.attester, self.clock.now()).await?;
+                let again = self.sessions.again(cookie, verified.expiry);
+                return Ok(Reply::json(&TokenResponse { token })?.with_cookie(again));
             }
             Session::Kept { .. } => return Err(Refusal::NoSession),
         };
-        let attestation: Attestation = call.json()?;
-        if attestation.runtime_data.nonce != nonce {
+        let Challenged { nonce, tee, policy, .. } = &challenged;
+        let tee = *tee;
+        let attestation: Attestation = call.json().map_err(|e| Refusal::AttestBody(e.to_string()))?;
+        if attestation.runtime_data.nonce != *nonce {
             return Err(Refusal::Nonce);
         }
         // A token for a key that nothing can be sealed to would be of no use.
         self.tokens.public_key(&attestation.runtime_data.tee_pubkey)?;
 
-        let session = SessionId::of(&nonce);
-        let attested = match self.attester.attest(tee, &attestation, &policy).await {
+        let session = SessionId::of(nonce);
+        let attested = match self.attester.attest(tee, &attestation, policy).await {
             Ok(attested) => attested,
             Err(cause) => return Err(self.refuse_attestation(call, tee, session, cause).await),
         };
@@ -63,7 +69,7 @@ impl Broker {
         let event = Event::Attestation {
             tee: tee.to_string(),
             status,
-            policy,
+            policy: policy.clone(),
             session: session.text(),
             replayed: self.seen.again(session),
             token: tokens::id(&token),
@@ -71,7 +77,7 @@ impl Broker {
             expires: expiry,
         };
         self.audit.record(call.peer, event)?;
-        let cookie = self.sessions.attested(&token, expiry).await?;
+        let cookie = self.sessions.attested(&token, expiry, &challenged).await?;
         self.metrics.attested(tee, true);
         Ok(Reply::json(&TokenResponse { token })?.with_cookie(cookie))
     }
@@ -108,15 +114,12 @@ impl Broker {
     }
 }
 
-/// What the challenge says about hash algorithms: guests of IBM Secure Execution are told to use SHA-512, all others
-/// use SHA-384 unasked.
-fn selected_hash(tee: Tee, extra_params: &Value) -> Result<Value, Refusal> {
-    match (tee, extra_params["supported-hash-algorithms"].as_array()) {
-        (Tee::Se, Some(offered)) if offered.iter().any(|name| name == "sha512") => {
-            Ok(json!({ "selected-hash-algorithm": "sha512" }))
-        }
-        (Tee::Se, Some(_)) => Err(Refusal::HashAlgorithms),
-        _ => Ok(Value::from("")),
+/// What the challenge says to a guest that has to use this hash algorithm, if it offers it.
+fn selected_hash(algorithm: &str, extra_params: &Value) -> Result<Value, Refusal> {
+    let offered = extra_params["supported-hash-algorithms"].as_array();
+    match offered.is_some_and(|offered| offered.iter().any(|name| name == algorithm)) {
+        true => Ok(json!({ "selected-hash-algorithm": algorithm })),
+        false => Err(Refusal::HashAlgorithm(algorithm.to_owned())),
     }
 }
 

@@ -68,9 +68,10 @@ pub struct Broker {
     admin: Admin,
     tenants: Tenants,
     policy_ids: BTreeMap<String, String>,
-    audit: AuditLog,
-    bodies: Bodies,
+    audit: Arc<AuditLog>,
+    bodies: Arc<Bodies>,
     metrics: Metrics,
+    metrics_for_administrators: bool,
     scheme: &'static str,
 }
 
@@ -109,6 +110,8 @@ pub struct Settings {
     pub rsa1_5: bool,
     /// What guests may send as `attestation-policy-selector`, and the id of the policy that it selects.
     pub policy_ids: BTreeMap<String, String>,
+    /// Show the metrics to administrators alone.
+    pub metrics_for_administrators: bool,
 }
 
 impl Broker {
@@ -119,7 +122,7 @@ impl Broker {
     pub async fn assemble(parts: Parts) -> Result<Self, Error> {
         let Parts { store, clock, attester, reference_values, backend, plugins, admin, tenants, registry, settings } =
             parts;
-        let audit = AuditLog::open(settings.audit, clock.clone())?;
+        let audit = Arc::new(AuditLog::open(settings.audit, clock.clone())?);
         let resource_policies = ResourcePolicies::load(store.clone()).await?;
         let sessions = Sessions::new(store.clone(), clock.clone(), settings.session_lifetime, settings.tls);
         Ok(Self {
@@ -137,8 +140,9 @@ impl Broker {
             tenants,
             policy_ids: settings.policy_ids,
             audit,
-            bodies: Bodies::new(settings.max_body),
+            bodies: Arc::new(Bodies::new(settings.max_body)),
             metrics: Metrics::new(registry),
+            metrics_for_administrators: settings.metrics_for_administrators,
             scheme: if settings.tls { "https" } else { "http" },
         })
     }

@@ -4,7 +4,7 @@ use ::plugins::{Access, Output, Plugin, Request};
 use hyper::StatusCode;
 
 use crate::Broker;
-use crate::admin;
+use crate::administration::target;
 use crate::api::{Call, Reply};
 use crate::excerpt::excerpt;
 use crate::refusal::Refusal;
@@ -16,37 +16,40 @@ impl Broker {
         let [name, path @ ..] = segments else { return Err(Refusal::Path) };
         let plugin = self.plugins.iter().find(|plugin| plugin.name() == *name);
         let plugin = plugin.ok_or_else(|| Refusal::Plugin(excerpt(name)))?;
-        let _running = self.metrics.plugin_request(plugin.name());
-        let served = self.serve_by(&**plugin, call, path).await;
+        let query = call.query_members();
+        let request = Request { method: call.method.as_str(), path, query: &query, body: &call.body };
+        let label = plugin.label(&request);
+        let _running = self.metrics.plugin_request(label);
+        let served = self.serve_by(&**plugin, call, &request).await;
         if served.is_err() {
-            self.metrics.plugin_errors.get_or_create(&vec![("plugin_name", plugin.name().to_owned())]).inc();
+            self.metrics.plugin_errors.get_or_create(&vec![("plugin_name", label.to_owned())]).inc();
         }
         served
     }
 
-    async fn serve_by(&self, plugin: &dyn Plugin, call: &Call, path: &[&str]) -> Result<Reply, Refusal> {
-        let query = call.query_members();
-        let request = Request { method: call.method.as_str(), path, query: &query, body: &call.body };
-        match plugin.access(&request).await? {
+    async fn serve_by(&self, plugin: &dyn Plugin, call: &Call, request: &Request<'_>) -> Result<Reply, Refusal> {
+        let Request { path, query, .. } = request;
+        match plugin.access(request).await? {
             Access::Administrator => {
                 let administrator = self.administrator(call).await?;
                 if administrator.tenant.is_some() {
-                    return Err(admin::Error::Tenant.into());
+                    return Err(self.not_own(call, &administrator));
                 }
-                let target = excerpt(&format!("{} /{}/{}", call.method, plugin.name(), path.join("/")));
-                let serving = async { Ok(plugin.handle(&request, None).await?) };
+                let target = target(&format!("{} /{}/{}", call.method, plugin.name(), path.join("/")));
+                let serving = async { Ok(plugin.handle(request, None).await?) };
                 reply(self.administer(call, administrator, "use-plugin", &target, serving).await?)
             }
             Access::Guest => {
                 let token = self.token(call).await?;
-                let wanted = Wanted { plugin: plugin.name(), path, query: &query };
+                let wanted = Wanted { plugin: plugin.name(), path, query };
                 self.allowed(call, &token, None, &wanted).await?;
-                let output = plugin.handle(&request, token.init_data_claims().as_ref()).await?;
+                let output = plugin.handle(request, token.init_data_claims().as_ref()).await?;
                 if output.encrypted {
                     return self.release(call, &token, &wanted.to_string(), &output.body);
                 }
                 self.record_release(call, &token, &wanted.to_string())?;
-                reply(output)
+                // Guests know one status of success.
+                reply(Output { status: 200, ..output })
             }
         }
     }

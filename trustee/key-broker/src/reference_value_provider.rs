@@ -67,7 +67,11 @@ impl Provider {
                 let records = values.list(prefix);
                 Ok((json!(records), Some(digest(&records))))
             }
-            Self::Remote(client) => Ok((json!(client.list().await.map_err(Refusal::Service)?), None)),
+            Self::Remote(client) => {
+                let mut names = client.list().await.map_err(Refusal::Service)?;
+                names.retain(|name| name.starts_with(prefix));
+                Ok((json!(names), None))
+            }
         }
     }
 

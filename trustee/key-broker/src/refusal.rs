@@ -46,8 +46,14 @@ pub(crate) enum Refusal {
         "attestation-policy-selector \"{0}\" leads to no attestation policy: ask the Trustee's owner which ones do"
     )]
     Selector(String),
-    #[error("attestation: guests of IBM Secure Execution must offer the hash algorithm sha512")]
-    HashAlgorithms,
+    #[error("attestation: this TEE needs the hash algorithm {0}: offer it in supported-hash-algorithms")]
+    HashAlgorithm(String),
+    #[error("attestation: Intel Trust Authority has no verifier for the TEE {0}")]
+    IntelTee(wire::rcar::Tee),
+    #[error("attestation request: {0}")]
+    AuthBody(String),
+    #[error("attestation: {0}")]
+    AttestBody(String),
     #[error(
         "this Trustee verifies no evidence: attest where its tokens come from, and send one as Authorization: Bearer"
     )]
@@ -56,6 +62,8 @@ pub(crate) enum Refusal {
     NoTrust,
     #[error("attestation token: {0}")]
     ForeignToken(token_verifier::Error),
+    #[error("attestation token: it matches none of the policies that this Trustee asks Intel Trust Authority for")]
+    Unmatched,
     #[error("{0}")]
     Service(attestation_api::Error),
     #[error("the service that keeps this lies elsewhere and has no such function: ask it directly")]
@@ -82,7 +90,7 @@ pub(crate) enum Refusal {
     NoToken,
     #[error(transparent)]
     Token(#[from] attestation::token::Error),
-    #[error("resource policy refused; reference {0}: the owner can run kbs-client explain --reference {0}")]
+    #[error("Access denied by policy; reference {0}: the owner can run kbs-client explain --reference {0}")]
     Policy(String),
     #[error("administration: {0}")]
     Admin(#[from] admin::Error),
@@ -116,7 +124,8 @@ impl Refusal {
                 StatusCode::NOT_FOUND
             }
             Self::NoPolicy | Self::NoAttestation | Self::Elsewhere => StatusCode::NOT_FOUND,
-            Self::Precondition | Self::Query(_) | Self::Selector(_) | Self::HashAlgorithms => StatusCode::BAD_REQUEST,
+            Self::Precondition | Self::Query(_) | Self::Selector(_) => StatusCode::BAD_REQUEST,
+            Self::HashAlgorithm(_) | Self::AuthBody(_) | Self::AttestBody(_) => StatusCode::BAD_REQUEST,
             Self::Changed => StatusCode::PRECONDITION_FAILED,
             Self::Condition => StatusCode::NOT_IMPLEMENTED,
             Self::Service(_) | Self::PluginStatus(_) => StatusCode::BAD_GATEWAY,
@@ -127,6 +136,7 @@ impl Refusal {
             Self::Busy => StatusCode::SERVICE_UNAVAILABLE,
             Self::Body(_) | Self::Version(_) | Self::TeeKey(_) | Self::ResourceName(_) => StatusCode::BAD_REQUEST,
             Self::NoSession | Self::Nonce | Self::NoToken | Self::Token(_) | Self::NoTrust => StatusCode::UNAUTHORIZED,
+            Self::Unmatched => StatusCode::FORBIDDEN,
             Self::ForeignToken(cause) => of_token(cause),
             Self::Session(session::Error::Store(_)) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Session(_) | Self::Admin(admin::Error::NoToken | admin::Error::NoRole) => StatusCode::UNAUTHORIZED,
@@ -134,7 +144,7 @@ impl Refusal {
             Self::PluginFailed(cause) => {
                 StatusCode::from_u16(cause.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
             }
-            Self::Tee(_) | Self::Policy(_) | Self::Admin(_) => StatusCode::FORBIDDEN,
+            Self::Tee(_) | Self::IntelTee(_) | Self::Policy(_) | Self::Admin(_) => StatusCode::FORBIDDEN,
             Self::Attestation { cause: Cause::Evidence(cause), .. } => of_attestation(cause.kind()),
             Self::Attestation { .. } => StatusCode::BAD_GATEWAY,
             Self::AttestationPolicy(cause) => of_attestation(cause.kind()),
@@ -175,13 +185,15 @@ impl Refusal {
             Self::TooLarge(_) | Self::Slow | Self::Busy | Self::NotReady => "HTTPFailed",
             Self::Precondition | Self::Changed | Self::Condition | Self::Query(_) => "HTTPFailed",
             Self::Body(_) => "SerdeError",
-            Self::Version(_) | Self::Tee(_) | Self::Selector(_) | Self::HashAlgorithms => "RcarAuthFailed",
+            Self::Version(_) | Self::Tee(_) | Self::Selector(_) | Self::HashAlgorithm(_) => "RcarAuthFailed",
+            Self::IntelTee(_) | Self::AuthBody(_) => "RcarAuthFailed",
+            Self::AttestBody(_) => "RcarAttestFailed",
             Self::NoAttestation => "AttestationError",
             Self::NoSession | Self::Session(_) | Self::Nonce | Self::TeeKey(_) | Self::Attestation { .. } => {
                 "RcarAttestFailed"
             }
             Self::NoToken => "TokenNotFound",
-            Self::Token(_) | Self::ForeignToken(_) | Self::NoTrust => "TokenVerifierError",
+            Self::Token(_) | Self::ForeignToken(_) | Self::NoTrust | Self::Unmatched => "TokenVerifierError",
             Self::Policy(_) => "PolicyDeny",
             Self::Admin(_) => "AdminAuthAccess",
             Self::NoResource(_) | Self::ResourceName(_) | Self::NoReference | Self::Backend(_) => "PluginInternalError",

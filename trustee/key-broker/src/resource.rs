@@ -5,7 +5,7 @@ use std::sync::Arc;
 use wire::resource::ResourcePath;
 
 use crate::Broker;
-use crate::admin::{self, Administrator};
+use crate::admin::Administrator;
 use crate::api::{Call, Reply};
 use crate::audit::RefusalRecord;
 use crate::precondition::Precondition;
@@ -100,9 +100,19 @@ impl Broker {
         owner: Option<&Tenant>,
         wanted: &Wanted<'_>,
     ) -> Result<(), Refusal> {
-        let policy = self.resource_policies.of(owner);
+        let policy = self.resource_policies.of(owner, wanted);
         self.metrics.policy_evaluations.inc();
-        let cause = match policy.allows(&token.claims, wanted).await {
+        // What one tenant's attestation policy affirms says nothing to another.
+        let foreign = self.tenants.appraised(&token.policy_ids).find(|tenant| Some(*tenant) != owner);
+        let allowed = match foreign {
+            Some(_) => Ok(false),
+            None => policy.allows(&token.claims, wanted).await,
+        };
+        let cause = match allowed {
+            Ok(false) if foreign.is_some() => {
+                self.metrics.policy_violations.inc();
+                "the token was appraised under the attestation policy of another tenant".to_owned()
+            }
             Ok(true) => {
                 self.metrics.policy_approvals.inc();
                 return Ok(());
@@ -117,9 +127,13 @@ impl Broker {
             }
         };
         let reference = self.reference()?;
-        let claims = match policy.differences(&token.claims, wanted).await {
-            Some(declared) => declared,
-            None => self.attester.differences(token.claims_json()).await,
+        let claims = match foreign {
+            // Its reference values are not the owner's to see.
+            Some(_) => Vec::new(),
+            None => match policy.differences(&token.claims, wanted).await {
+                Some(declared) => declared,
+                None => self.attester.differences(token.claims_json()).await,
+            },
         };
         let record = RefusalRecord {
             reference: reference.clone(),
@@ -152,7 +166,7 @@ impl Broker {
         let administrator = self.administrator(call).await?;
         let path = ResourcePath::parse(path)?;
         match &administrator.tenant {
-            Some(tenant) if !tenant.owns(&path) => Err(admin::Error::Tenant.into()),
+            Some(tenant) if !tenant.owns(&path) => Err(self.not_own(call, &administrator)),
             _ => Ok((administrator, path)),
         }
     }

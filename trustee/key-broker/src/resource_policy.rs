@@ -15,6 +15,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use attestation::Difference;
 use attestation::policy::{Policy, Question};
@@ -53,7 +54,13 @@ impl fmt::Display for Wanted<'_> {
         match self.plugin {
             crate::resource::RESOURCE => f.write_str(&self.path.join("/")),
             plugin => write!(f, "kbs+{plugin}:///{}", self.path.join("/")),
+        }?;
+        let mut separator = '?';
+        for (name, value) in self.query {
+            write!(f, "{separator}{name}={value}")?;
+            separator = '&';
         }
+        Ok(())
     }
 }
 
@@ -76,8 +83,9 @@ impl ResourcePolicies {
         tokio::spawn(async move {
             loop {
                 changes.changed().await;
-                if let Err(e) = following.reload(true).await {
-                    tracing::error!("resource policies stay as they are: {e}");
+                while let Err(e) = following.reload(true).await {
+                    tracing::error!("resource policies stay as they are for now: {e}");
+                    tokio::time::sleep(RETRY).await;
                 }
             }
         });
@@ -86,10 +94,13 @@ impl ResourcePolicies {
 
     /// The policy that decides about the resources of a tenant, or about those that are nobody's.
     ///
-    /// A tenant without a policy of its own releases nothing.
-    pub fn of(&self, tenant: Option<&Tenant>) -> Compiled {
+    /// A tenant without a policy of its own releases nothing. Nor does a repository that was a tenant's, until its
+    /// policy is deleted: a name that is missing in the configuration must not open it to everybody.
+    pub fn of(&self, tenant: Option<&Tenant>, wanted: &Wanted<'_>) -> Compiled {
         let compiled = self.compiled.read().unwrap_or_else(PoisonError::into_inner);
-        let found = compiled.get(tenant.map_or(GLOBAL, Tenant::as_str)).cloned();
+        let first = wanted.path.first().copied().unwrap_or_default();
+        let abandoned = tenant.is_none() && wanted.plugin == crate::resource::RESOURCE && compiled.contains_key(first);
+        let found = compiled.get(tenant.map_or(GLOBAL, Tenant::as_str)).filter(|_| !abandoned).cloned();
         found.unwrap_or_else(|| Compiled { policy: self.deny.clone(), version: 0 })
     }
 
@@ -141,11 +152,7 @@ impl ResourcePolicies {
             return Ok(true);
         }
         let _one_at_a_time = self.writing.lock().await;
-        let found = match condition {
-            If::Version(version) => self.store.delete_if(NAMESPACE, &key(id)?, version).await?,
-            If::Any => self.store.delete(NAMESPACE, &key(id)?).await?,
-            If::Absent => false,
-        };
+        let found = self.store.delete_if(NAMESPACE, &key(id)?, condition).await?;
         self.compiled.write().unwrap_or_else(PoisonError::into_inner).remove(id);
         Ok(found)
     }
@@ -163,6 +170,8 @@ impl ResourcePolicies {
             }
             match Policy::compile_aside(String::from_utf8_lossy(&entry.value).into_owned()).await {
                 Ok(policy) => self.insert(id, Compiled { policy: Arc::new(policy), version: entry.version }),
+                // It was good when it was set: the machine is busy, and the next attempt may be in time.
+                Err(e @ attestation::policy::Error::Slow) => return Err(e.into()),
                 Err(e) if lenient => tracing::error!(id, "a changed resource policy is not put in force: {e}"),
                 Err(e) => return Err(e.into()),
             }
@@ -248,6 +257,8 @@ fn id(key: &Key) -> Option<&str> {
 pub(crate) const GLOBAL: &str = "resource-policy";
 const NAMESPACE: Namespace = Namespace::versioned("kbs");
 const DEFAULT: &str = include_str!("default_resource.rego");
+/// Between two attempts to read a store that does not answer.
+const RETRY: Duration = Duration::from_secs(5);
 const DENY: &str = "package policy\n\nimport rego.v1\n\ndefault allow := false\n";
 
 #[cfg(test)]
@@ -263,7 +274,7 @@ mod tests {
     async fn ask(policies: &ResourcePolicies, claims: &Value) -> Result<bool, Error> {
         let query = BTreeMap::from([("q".to_owned(), "1".to_owned())]);
         let wanted = Wanted { plugin: "resource", path: &["a", "b", "c"], query: &query };
-        policies.of(None).allows(&claims.clone().into(), &wanted).await
+        policies.of(None, &wanted).allows(&claims.clone().into(), &wanted).await
     }
 
     #[tokio::test]
@@ -303,7 +314,7 @@ mod tests {
         .await;
         let wanted = Wanted { plugin: "resource", path: &["a", "b", "c"], query: &BTreeMap::new() };
         let claims = json!({ "iss": "me", "submods": { "cpu0": { "ear.status": "warning" } } });
-        let found = policies.of(None).differences(&claims.into(), &wanted).await.unwrap();
+        let found = policies.of(None, &wanted).differences(&claims.into(), &wanted).await.unwrap();
         let found: Vec<_> = found.iter().map(|d| (d.claim.as_str(), &d.actual)).collect();
         assert_eq!(found, [("/submods/cpu0/ear.status", &json!("warning")), ("/a~1b", &Value::Null)]);
     }
@@ -346,13 +357,14 @@ mod tests {
         let blue = Tenant::parse("blue").unwrap();
         let wanted = Wanted { plugin: "resource", path: &["blue", "b", "c"], query: &BTreeMap::new() };
         let claims = json!({}).into();
-        assert!(!policies.of(Some(&blue)).allows(&claims, &wanted).await.unwrap());
+        assert!(!policies.of(Some(&blue), &wanted).allows(&claims, &wanted).await.unwrap());
 
         policies.set("blue", "package policy\nallow := true".to_owned(), If::Absent).await.unwrap();
-        assert!(policies.of(Some(&blue)).allows(&claims, &wanted).await.unwrap());
+        assert!(policies.of(Some(&blue), &wanted).allows(&claims, &wanted).await.unwrap());
         assert_eq!(policies.ids(), ["blue", GLOBAL]);
+        assert!(!policies.of(None, &wanted).allows(&claims, &wanted).await.unwrap(), "it is no tenant any more");
         assert!(policies.delete("blue", If::Any).await.unwrap());
-        assert!(!policies.of(Some(&blue)).allows(&claims, &wanted).await.unwrap());
+        assert!(!policies.of(Some(&blue), &wanted).allows(&claims, &wanted).await.unwrap());
     }
 
     #[tokio::test]

@@ -10,10 +10,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 use store::clock::{Clock, Timestamp};
-use store::seal::random;
 use store::{Key, Namespace, Store};
 use wire::rcar::Tee;
 
+use crate::replay::SessionId;
 use crate::session_keys::SessionKeys;
 
 /// Makes and opens session cookies.
@@ -66,18 +66,26 @@ impl Sessions {
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub async fn attested(&self, token: &str, expiry: Timestamp) -> Result<String, Error> {
+    pub async fn attested(&self, token: &str, expiry: Timestamp, challenge: &Challenged) -> Result<String, Error> {
         let now = self.clock.now();
         let session = if token.len() <= MAX_TOKEN_IN_COOKIE {
             Session::Attested { token: token.to_owned() }
         } else {
             // The key starts with the expiry, so that the expired ones are a range.
             self.store.delete_before(NAMESPACE, &Key::parse(&format!("{:012}", now.unix()))?).await?;
-            let key = Key::parse(&format!("{:012}-{}", expiry.unix(), hex::encode(random::<16>()?.as_slice())))?;
+            // Sent again, an attestation takes the place of its first row, and not one more.
+            let lifetime = expiry.unix().saturating_sub(now.unix());
+            let end = challenge.expiry.saturating_add(lifetime);
+            let key = Key::parse(&format!("{end:012}-{}", SessionId::of(&challenge.nonce).text()))?;
             self.store.put(NAMESPACE, &key, token.as_bytes()).await?;
             Session::Kept { key: key.as_str().to_owned() }
         };
         self.cookie(&session, expiry.unix().saturating_sub(now.unix())).await
+    }
+
+    /// The `Set-Cookie` header that tells a guest to keep the cookie that it has.
+    pub fn again(&self, cookie: &str, expiry: Timestamp) -> String {
+        self.set_cookie(cookie, expiry.unix().saturating_sub(self.clock.now().unix()))
     }
 
     /// The session of a cookie's value; a kept token is fetched.
@@ -107,9 +115,12 @@ impl Sessions {
         let plain = serde_json::to_vec(session).map_err(|_| Error::Forged)?;
         let mut bytes = week.to_be_bytes().to_vec();
         bytes.extend(key.seal(NAME.as_bytes(), &plain).map_err(store::Error::from)?);
+        Ok(self.set_cookie(&URL_SAFE_NO_PAD.encode(bytes), max_age))
+    }
+
+    fn set_cookie(&self, value: &str, max_age: u64) -> String {
         let secure = if self.secure { "; Secure" } else { "" };
-        let value = URL_SAFE_NO_PAD.encode(bytes);
-        Ok(format!("{NAME}={value}; Path=/; Max-Age={max_age}; HttpOnly; SameSite=Strict{secure}"))
+        format!("{NAME}={value}; Path=/; Max-Age={max_age}; HttpOnly; SameSite=Strict{secure}")
     }
 }
 
@@ -149,6 +160,10 @@ mod tests {
         let seconds = Arc::new(AtomicU64::new(100 * 7 * DAY + 10));
         let store = Store::memory().await.unwrap();
         (Sessions::new(store, Clock::set_by(seconds.clone()), Duration::from_secs(300), true), seconds)
+    }
+
+    fn challenge(nonce: &str) -> Challenged {
+        Challenged { nonce: nonce.to_owned(), tee: Tee::Sample, policy: "default".to_owned(), expiry: 100 * 7 * DAY }
     }
 
     fn value(set_cookie: &str) -> &str {
@@ -191,10 +206,10 @@ mod tests {
         let (sessions, seconds) = sessions().await;
         let token = "t".repeat(100);
         let expiry = Timestamp::from_unix(u64::MAX);
-        let first = sessions.attested(&token, expiry).await.unwrap();
+        let first = sessions.attested(&token, expiry, &challenge("a")).await.unwrap();
 
         seconds.fetch_add(7 * DAY, Ordering::Relaxed);
-        let second = sessions.attested(&token, expiry).await.unwrap();
+        let second = sessions.attested(&token, expiry, &challenge("a")).await.unwrap();
         assert_eq!(sessions.open(value(&first)).await.unwrap(), Session::Attested { token: token.clone() });
         assert_eq!(sessions.open(value(&second)).await.unwrap(), Session::Attested { token });
         assert_ne!(value(&first)[..6], value(&second)[..6]);
@@ -210,15 +225,16 @@ mod tests {
         let expiry = Timestamp::from_unix(seconds.load(Ordering::Relaxed) + 300);
         for length in [10, MAX_TOKEN_IN_COOKIE, MAX_TOKEN_IN_COOKIE + 1, 20_000] {
             let token = "t".repeat(length);
-            let cookie = sessions.attested(&token, expiry).await.unwrap();
+            let cookie = sessions.attested(&token, expiry, &challenge("a")).await.unwrap();
             assert!(value(&cookie).len() < 4_000);
             assert_eq!(replica.open(value(&cookie)).await.unwrap(), Session::Attested { token });
         }
-        assert_eq!(sessions.store.list(NAMESPACE, "").await.unwrap().len(), 2);
+        // An attestation that is sent again takes no second row.
+        assert_eq!(sessions.store.list(NAMESPACE, "").await.unwrap().len(), 1);
 
         seconds.fetch_add(301, Ordering::Relaxed);
         let later = Timestamp::from_unix(seconds.load(Ordering::Relaxed) + 300);
-        sessions.attested(&"t".repeat(20_000), later).await.unwrap();
+        sessions.attested(&"t".repeat(20_000), later, &challenge("b")).await.unwrap();
         assert_eq!(sessions.store.list(NAMESPACE, "").await.unwrap().len(), 1);
     }
 }

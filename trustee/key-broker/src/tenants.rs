@@ -31,6 +31,11 @@ impl Tenants {
         self.0.iter().find(|tenant| tenant.as_str() == name)
     }
 
+    /// The tenants whose attestation policies a token was appraised under.
+    pub(crate) fn appraised<'a>(&'a self, policy_ids: &'a [String]) -> impl Iterator<Item = &'a Tenant> {
+        policy_ids.iter().filter_map(|id| self.get(id.split('_').next().unwrap_or_default()))
+    }
+
     /// Whose a resource is.
     pub(crate) fn owner(&self, path: &ResourcePath) -> Option<&Tenant> {
         self.get(path.segments().next().unwrap_or_default())

@@ -36,11 +36,14 @@ struct Generations {
 pub(crate) struct VerifiedToken {
     /// The claims, as policies read them.
     pub claims: regorus::Value,
+    /// Ids of the attestation policies that its parts were appraised under.
+    pub policy_ids: Vec<String>,
     /// The key that secrets are sealed to.
     pub key: TeePublicKey,
     /// Names the token in the audit log: the first 8 bytes of its hash, in hexadecimal.
     pub id: String,
-    expiry: Timestamp,
+    /// When it ends.
+    pub expiry: Timestamp,
 }
 
 impl VerifiedToken {
@@ -76,10 +79,15 @@ impl Tokens {
         if let Some(known) = self.get(&hash, keys) {
             return if now < known.expiry { Ok(known) } else { Err(attestation::token::Error::Expired.into()) };
         }
-        let claims = attester.verify(token).await?;
+        let (claims, leeway) = attester.verify(token).await?;
         let key = self.tee_key(&claims)?;
-        let expiry = Timestamp::from_unix(claims["exp"].as_u64().unwrap_or(0));
-        let verified = VerifiedToken { claims: claims.into(), key, id: hex::encode(&hash[..8]), expiry };
+        // As exact as its verification: a fraction counts, and so does the leeway that foreign tokens are given.
+        let seconds = claims["exp"].as_f64().unwrap_or(0.0).max(0.0).ceil() as u64;
+        let expiry = Timestamp::from_unix(seconds + leeway);
+        let parts = claims["submods"].as_object().into_iter().flatten();
+        let policy_ids = parts.filter_map(|(_, part)| part["ear.appraisal-policy-id"].as_str().map(str::to_owned));
+        let policy_ids = policy_ids.collect();
+        let verified = VerifiedToken { claims: claims.into(), policy_ids, key, id: hex::encode(&hash[..8]), expiry };
         let verified = Arc::new(verified);
         self.insert(hash, token.len(), verified.clone(), keys);
         Ok(verified)
@@ -152,7 +160,7 @@ mod tests {
         let key = wire::jwe::TeeKey::generate().unwrap().public_jwk().unwrap();
         let key = TeePublicKey::from_jwk(&key).unwrap();
         let (claims, expiry) = (Value::Null.into(), Timestamp::from_unix(1));
-        let token = Arc::new(VerifiedToken { claims, key, id: String::new(), expiry });
+        let token = Arc::new(VerifiedToken { claims, policy_ids: Vec::new(), key, id: String::new(), expiry });
         (hash(&number.to_string()), token)
     }
 

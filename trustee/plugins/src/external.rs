@@ -88,6 +88,11 @@ impl Plugin for External {
         NAME
     }
 
+    fn label(&self, request: &Request<'_>) -> &str {
+        let asked = request.path.first().copied().unwrap_or_default();
+        self.backends.keys().find(|name| *name == asked).map_or(NAME, String::as_str)
+    }
+
     async fn access(&self, request: &Request<'_>) -> Result<Access, Error> {
         let (backend, message) = self.route(request)?;
         backend.access(message).await

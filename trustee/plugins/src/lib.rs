@@ -64,6 +64,11 @@ pub trait Plugin: Send + Sync {
     /// The first segment of the paths that it serves.
     fn name(&self) -> &str;
 
+    /// What its requests are counted under: one of a few names that the configuration fixes.
+    fn label(&self, _: &Request<'_>) -> &str {
+        self.name()
+    }
+
     /// Who may send this request.
     async fn access(&self, request: &Request<'_>) -> Result<Access, Error>;
 

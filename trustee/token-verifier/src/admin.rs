@@ -9,7 +9,7 @@ use crate::claims;
 use crate::error::Error;
 use crate::http::Http;
 use crate::key_set::KeySet;
-use crate::live::{Keeping, Live};
+use crate::live::{Form, Keeping, Live};
 use crate::place::Place;
 use crate::token::Token;
 
@@ -29,6 +29,8 @@ pub struct IdentityProvider {
 pub enum KeySource {
     /// A file of public keys or certificates in PEM. Of a certificate nothing counts but its key.
     Pem(PathBuf),
+    /// The address of such a file (`https://...`, `file:///...`).
+    PemUrl(String),
     /// A JWK set (`file:///...`, `https://...`), or an OIDC issuer that names one (`https://...`).
     JwkSet(String),
 }
@@ -60,10 +62,12 @@ impl AdminTokens {
         }
         let mut started = Vec::new();
         for IdentityProvider { issuer, audience, source } in providers {
-            let keys = match source {
-                KeySource::Pem(path) => Live::start(Place::File(path), KeySet::from_pem, keeping).await?,
-                KeySource::JwkSet(place) => Live::start(Place::parse(&place)?, KeySet::from_jwk_set, keeping).await?,
+            let (place, form) = match source {
+                KeySource::Pem(path) => (Place::File(path), Form::Pem(KeySet::from_pem)),
+                KeySource::PemUrl(place) => (Place::parse(&place)?, Form::Pem(KeySet::from_pem)),
+                KeySource::JwkSet(place) => (Place::parse(&place)?, Form::JwkSet(KeySet::from_jwk_set)),
             };
+            let keys = Live::start(place, form, keeping).await?;
             started.push(Provider { issuer, audience, keys });
         }
         Ok(Self { providers: started, clock: keeping.clock.clone() })

@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::http::Http;
 use crate::jwk::Jwk;
 use crate::key_set::KeySet;
-use crate::live::{Keeping, Live};
+use crate::live::{Form, Keeping, Live};
 use crate::place::Place;
 use crate::token::Token;
 use store::clock::Clock;
@@ -55,11 +55,11 @@ impl AttestationTokens {
         }
         let mut tokens = Self { certificates: Vec::new(), jwk_sets: Vec::new(), insecure_header_jwk, keeping };
         for path in certificates {
-            let live = Live::start(Place::File(path), Anchors::from_pem, &tokens.keeping).await?;
+            let live = Live::start(Place::File(path), Form::Pem(Anchors::from_pem), &tokens.keeping).await?;
             tokens.certificates.push(live);
         }
         for place in jwk_sets {
-            let live = Live::start(Place::parse(&place)?, KeySet::from_jwk_set, &tokens.keeping).await?;
+            let live = Live::start(Place::parse(&place)?, Form::JwkSet(KeySet::from_jwk_set), &tokens.keeping).await?;
             tokens.jwk_sets.push(live);
         }
         Ok(tokens)

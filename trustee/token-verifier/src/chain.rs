@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
-use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
+use rustls::pki_types::{CertificateDer, SignatureVerificationAlgorithm, TrustAnchor, UnixTime};
 use store::clock::Timestamp;
 use webpki::{
     ALL_VERIFICATION_ALGS, EndEntityCert, ExtendedKeyUsageValidator, KeyPurposeIdIter, anchor_from_trusted_cert,
@@ -13,9 +13,11 @@ use x509_parser::certificate::{Validity, X509Certificate};
 use x509_parser::pem::Pem;
 use x509_parser::prelude::FromDer as _;
 use x509_parser::time::ASN1Time;
+use x509_parser::x509::X509Version;
 
 use crate::error::Error;
 use crate::key::PublicKey;
+use crate::version_one::VersionOne;
 
 /// The certificates that an owner trusts: CAs that may vouch for signers, and signers themselves.
 #[derive(Debug, PartialEq)]
@@ -84,7 +86,8 @@ impl Anchor {
 /// Checks that a chain (`x5c`: the signer first) is of the key, and leads to a trusted certificate.
 ///
 /// A trusted certificate itself needs no chain. What else a certificate may be used for does not matter: signers of
-/// attestation tokens have no usage of their own, so a CA that is trusted here should issue to nobody else.
+/// attestation tokens have no usage of their own, so a CA that is trusted here should issue to nobody else. The signer's
+/// certificate may be of version 1; those of CAs have to be of version 3, as only there one says that it is a CA's.
 ///
 /// # Errors
 /// [`Error::Chain`].
@@ -115,10 +118,27 @@ pub(crate) fn check<'a>(
     if !parsed.validity().is_valid_at(time) {
         return Err(refused("its first certificate has expired, or is not valid yet"));
     }
+    let authorities = anchors.filter_map(|anchor| anchor.authority.as_ref());
+    if parsed.version() != X509Version::V1 {
+        return check_issued(signer, ALL_VERIFICATION_ALGS, between, authorities, now);
+    }
+    let signer = VersionOne::new(signer, &parsed).ok_or_else(malformed)?;
+    let algorithms = signer.algorithms();
+    let algorithms: Vec<_> = algorithms.iter().map(|a| a as &dyn SignatureVerificationAlgorithm).collect();
+    check_issued(&signer.shown, &algorithms, between, authorities, now)
+}
+
+fn check_issued<'a>(
+    signer: &CertificateDer<'_>,
+    algorithms: &[&dyn SignatureVerificationAlgorithm],
+    between: &[CertificateDer<'_>],
+    authorities: impl Iterator<Item = &'a Authority>,
+    now: Timestamp,
+) -> Result<(), Error> {
     let signer = EndEntityCert::try_from(signer).map_err(|e| refused(&e.to_string()))?;
     let mut refusal = refused("no trusted certificate issued it");
-    for authority in anchors.filter_map(|anchor| anchor.authority.as_ref()) {
-        match authority.vouches_for(&signer, between, now) {
+    for authority in authorities {
+        match authority.vouches_for(&signer, algorithms, between, now) {
             Ok(()) => return Ok(()),
             Err(webpki::Error::UnknownIssuer) => {}
             Err(e) => refusal = refused(&e.to_string()),
@@ -131,12 +151,13 @@ impl Authority {
     fn vouches_for(
         &self,
         signer: &EndEntityCert<'_>,
+        algorithms: &[&dyn SignatureVerificationAlgorithm],
         between: &[CertificateDer<'_>],
         now: Timestamp,
     ) -> Result<(), webpki::Error> {
         let time = UnixTime::since_unix_epoch(Duration::from_secs(now.unix()));
         let anchor = std::slice::from_ref(&self.anchor);
-        let path = signer.verify_for_usage(ALL_VERIFICATION_ALGS, anchor, between, time, AnyUsage, None, None)?;
+        let path = signer.verify_for_usage(algorithms, anchor, between, time, AnyUsage, None, None)?;
         let length = path.intermediate_certificates().count();
         match self.path_length {
             Some(most) if length > most as usize => Err(webpki::Error::PathLenConstraintViolated),

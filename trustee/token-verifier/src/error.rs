@@ -10,7 +10,7 @@ pub enum Error {
     NoTrust,
     #[error("there are no identity providers; next: name one with its keys")]
     NoProviders,
-    #[error("\"{0}\" is no place of keys; next: give file:///... or https://... of a JWK set or of an OIDC issuer")]
+    #[error("\"{0}\" is no place of keys; next: give file:///... or https://... of keys, or of an OIDC issuer")]
     Place(String),
     #[error("the HTTPS client can't be set up: {0}; next: check the CA certificates that were given")]
     Client(String),

@@ -70,8 +70,9 @@ impl Http {
         Ok(Self(Arc::new(Lazy { client: OnceCell::new(), extra, timeout })))
     }
 
-    pub(crate) async fn get(&self, url: Url) -> Result<Fetched, FetchError> {
-        let request = self.0.client().await?.get(url).header(ACCEPT, "application/jwk-set+json, application/json");
+    /// Fetches what is at an address, in one of the media types.
+    pub(crate) async fn get(&self, url: Url, media_types: &'static str) -> Result<Fetched, FetchError> {
+        let request = self.0.client().await?.get(url).header(ACCEPT, media_types);
         let mut response = request.send().await.map_err(no_answer)?;
         let status = response.status();
         if !status.is_success() {

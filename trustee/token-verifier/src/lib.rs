@@ -20,6 +20,7 @@ mod place;
 #[cfg(test)]
 mod tests;
 mod token;
+mod version_one;
 
 pub use admin::{AdminTokens, IdentityProvider, KeySource};
 pub use attestation::{AttestationTokens, AttestationTrust};

@@ -48,7 +48,7 @@ pub(crate) struct Pace {
 
 struct Shared<T> {
     place: Place,
-    read: Read<T>,
+    form: Form<T>,
     keeping: Keeping,
     state: watch::Sender<State<T>>,
     /// Someone has a token whose key is not known.
@@ -63,8 +63,15 @@ struct State<T> {
     failing_since: Option<Timestamp>,
 }
 
+/// How keys are written down.
+pub(crate) enum Form<T> {
+    Pem(Read<T>),
+    /// At an address, there may be an OpenID provider instead, whose configuration names a JWK set.
+    JwkSet(Read<T>),
+}
+
 /// Reads keys from the bytes of a document, or says what is wrong with it.
-pub(crate) type Read<T> = fn(&[u8]) -> Result<T, &'static str>;
+type Read<T> = fn(&[u8]) -> Result<T, &'static str>;
 
 impl Keeping {
     pub fn new(http: Http, clock: Clock) -> Self {
@@ -89,10 +96,10 @@ impl<T: PartialEq + Send + Sync + 'static> Live<T> {
     ///
     /// # Errors
     /// [`Error::Read`], [`Error::Keys`] and [`Error::Watch`] of a file.
-    pub async fn start(place: Place, read: Read<T>, keeping: &Keeping) -> Result<Self, Error> {
+    pub async fn start(place: Place, form: Form<T>, keeping: &Keeping) -> Result<Self, Error> {
         let state = State { keys: None, loads: 0, ended: Timestamp::from_unix(0), failing_since: None };
         let (state, _) = watch::channel(state);
-        let shared = Arc::new(Shared { place, read, keeping: keeping.clone(), state, wanted: Notify::new() });
+        let shared = Arc::new(Shared { place, form, keeping: keeping.clone(), state, wanted: Notify::new() });
         let task = match &shared.place {
             Place::File(path) => {
                 let watched = file_watch::watch(std::slice::from_ref(path));
@@ -220,10 +227,10 @@ impl<T: PartialEq + Send + Sync + 'static> Shared<T> {
         if text.len() as u64 > MAX_FILE {
             return Err(wrong("it has more than 1 MiB"));
         }
-        (self.read)(&text).map_err(wrong)
+        self.form.read(&text).map_err(wrong)
     }
 
-    /// Asks for keys, and for an OpenID provider's configuration (OpenID Connect Discovery 1.0) where there are none.
+    /// Asks for keys, and for an OpenID provider's configuration (OpenID Connect Discovery 1.0) where one may be.
     async fn fetch(&self, url: &Url) -> Result<(T, Option<Duration>), Error> {
         let failed = |cause: String| Error::Fetch { url: url.to_string(), cause };
         let direct = match self.fetch_keys(url.clone()).await {
@@ -231,6 +238,9 @@ impl<T: PartialEq + Send + Sync + 'static> Shared<T> {
             Err(FetchCause::Fetch(e @ FetchError::NoAnswer(_))) => return Err(failed(e.to_string())),
             Err(e) => e,
         };
+        if let Form::Pem(_) = self.form {
+            return Err(failed(direct.to_string()));
+        }
         match self.discover(url).await {
             Ok(loaded) => Ok(loaded),
             Err(e) => Err(failed(format!("as a JWK set: {direct}; as an issuer: {e}"))),
@@ -240,7 +250,7 @@ impl<T: PartialEq + Send + Sync + 'static> Shared<T> {
     async fn discover(&self, issuer: &Url) -> Result<(T, Option<Duration>), FetchCause> {
         let mut url = issuer.clone();
         url.set_path(&format!("{}/.well-known/openid-configuration", issuer.path().trim_end_matches('/')));
-        let configuration = self.keeping.http.get(url).await?;
+        let configuration = self.keeping.http.get(url, JSON).await?;
         let configuration: Configuration =
             serde_json::from_slice(&configuration.body).map_err(|_| FetchCause::Document("it has no jwks_uri"))?;
         match Place::parse(&configuration.jwks_uri) {
@@ -250,8 +260,23 @@ impl<T: PartialEq + Send + Sync + 'static> Shared<T> {
     }
 
     async fn fetch_keys(&self, url: Url) -> Result<(T, Option<Duration>), FetchCause> {
-        let fetched = self.keeping.http.get(url).await?;
-        Ok(((self.read)(&fetched.body).map_err(FetchCause::Document)?, fetched.max_age))
+        let fetched = self.keeping.http.get(url, self.form.media_types()).await?;
+        Ok((self.form.read(&fetched.body).map_err(FetchCause::Document)?, fetched.max_age))
+    }
+}
+
+impl<T> Form<T> {
+    fn read(&self, text: &[u8]) -> Result<T, &'static str> {
+        let (Self::Pem(read) | Self::JwkSet(read)) = self;
+        read(text)
+    }
+
+    /// What an address is asked for.
+    fn media_types(&self) -> &'static str {
+        match self {
+            Self::Pem(_) => PEM,
+            Self::JwkSet(_) => JSON,
+        }
     }
 }
 
@@ -269,6 +294,9 @@ struct Configuration {
     jwks_uri: String,
 }
 
+const JSON: &str = "application/jwk-set+json, application/json";
+/// Servers know PEM by many names.
+const PEM: &str = "application/x-pem-file, */*";
 const MAX_FILE: u64 = 1 << 20;
 /// How long whoever has a token waits for keys at most.
 const PATIENCE: Duration = Duration::from_secs(15);

@@ -6,6 +6,7 @@ mod chains;
 mod issuer;
 mod reload;
 mod signer;
+mod version_one;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

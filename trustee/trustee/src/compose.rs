@@ -29,7 +29,7 @@ use crate::reference::{self, Values};
 use crate::{attestation_role, storage};
 
 /// A broker as a handler of requests.
-pub struct Serving(Broker);
+pub struct Serving(Arc<Broker>);
 
 impl Handler for Serving {
     async fn answer(&self, peer: Peer, request: Request<Incoming>) -> Response<Body> {
@@ -74,7 +74,7 @@ pub async fn broker(config: &Config, store: Store, tls: bool) -> Result<(Arc<Ser
     let registry = Arc::new(Mutex::new(registry));
     let parts =
         Parts { store, clock, attester, reference_values, backend, plugins, admin, tenants, registry, settings };
-    Ok((Arc::new(Serving(Broker::assemble(parts).await?)), metrics))
+    Ok((Arc::new(Serving(Arc::new(Broker::assemble(parts).await?))), metrics))
 }
 
 async fn admin(config: &Config, tenants: &Tenants, clock: &Clock) -> Result<Admin, Error> {

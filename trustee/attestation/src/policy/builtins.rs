@@ -12,7 +12,78 @@ pub(super) fn bound(engine: &mut Engine) -> anyhow::Result<()> {
     engine.add_extension("numbers.range".to_owned(), 2, Box::new(range))?;
     engine.add_extension("numbers.range_step".to_owned(), 3, Box::new(range_step))?;
     engine.add_extension("bits.lsh".to_owned(), 2, Box::new(shift_left))?;
-    engine.add_extension("sprintf".to_owned(), 2, Box::new(sprintf))
+    engine.add_extension("sprintf".to_owned(), 2, Box::new(sprintf))?;
+    engine.add_extension("replace".to_owned(), 3, Box::new(replace))?;
+    engine.add_extension("strings.replace_n".to_owned(), 2, Box::new(replace_n))?;
+    engine.add_extension("regex.replace".to_owned(), 3, Box::new(regex_replace))?;
+    engine.add_extension("concat".to_owned(), 2, Box::new(concat))?;
+    engine.add_extension("array.concat".to_owned(), 2, Box::new(array_concat))
+}
+
+/// The interpreter's own make a text as long as the product of their arguments' lengths.
+fn replace(parameters: Vec<Value>) -> anyhow::Result<Value> {
+    let [Value::String(text), Value::String(old), Value::String(new)] = parameters.as_slice() else {
+        bail!("replace takes three texts")
+    };
+    bounded(text.len(), new.len())?;
+    Ok(Value::from(text.replace(&**old, new)))
+}
+
+fn replace_n(parameters: Vec<Value>) -> anyhow::Result<Value> {
+    let [Value::Object(patterns), Value::String(text)] = parameters.as_slice() else {
+        bail!("strings.replace_n takes an object and a text")
+    };
+    let mut text = text.to_string();
+    for (old, new) in patterns.iter() {
+        let (Value::String(old), Value::String(new)) = (old, new) else { bail!("strings.replace_n takes texts") };
+        bounded(text.len(), new.len())?;
+        text = text.replace(&**old, new);
+    }
+    Ok(Value::from(text))
+}
+
+fn regex_replace(parameters: Vec<Value>) -> anyhow::Result<Value> {
+    let [Value::String(text), _, Value::String(new)] = parameters.as_slice() else {
+        bail!("regex.replace takes three texts")
+    };
+    // Every reference to a group may bring the whole text again.
+    let groups = new.matches('$').count();
+    bounded(text.len(), new.len() + groups * text.len())?;
+    call("regex.replace(input[0], input[1], input[2])", parameters)
+}
+
+fn concat(parameters: Vec<Value>) -> anyhow::Result<Value> {
+    let (Some(Value::String(delimiter)), Some(parts)) = (parameters.first(), parameters.get(1)) else {
+        bail!("concat takes a text and texts")
+    };
+    let parts: Vec<&Value> = match parts {
+        Value::Array(parts) => parts.iter().collect(),
+        Value::Set(parts) => parts.iter().collect(),
+        _ => bail!("concat takes a list or a set of texts"),
+    };
+    let text = |part: &&Value| match part {
+        Value::String(text) => Ok(text.to_string()),
+        _ => Err(anyhow::anyhow!("concat takes texts")),
+    };
+    bounded(parts.len(), delimiter.len())?;
+    let texts = parts.iter().map(text).collect::<anyhow::Result<Vec<_>>>()?;
+    ensure!(texts.iter().map(String::len).sum::<usize>() <= MAX_TEXT, "texts are bounded to {MAX_TEXT} bytes");
+    Ok(Value::from(texts.join(delimiter)))
+}
+
+fn array_concat(parameters: Vec<Value>) -> anyhow::Result<Value> {
+    let [Value::Array(first), Value::Array(second)] = parameters.as_slice() else {
+        bail!("array.concat takes two lists")
+    };
+    ensure!(first.len() + second.len() <= MAX_LIST, "lists are bounded to {MAX_LIST} elements");
+    Ok(Value::from(first.iter().chain(second.iter()).cloned().collect::<Vec<_>>()))
+}
+
+/// Whether a text of `length` bytes may get `inserted` bytes at each of them.
+fn bounded(length: usize, inserted: usize) -> anyhow::Result<()> {
+    let longest = length.saturating_add((length + 1).saturating_mul(inserted));
+    ensure!(longest <= MAX_TEXT, "texts are bounded to {MAX_TEXT} bytes");
+    Ok(())
 }
 
 /// The interpreter's own reserves memory for as many numbers as are asked for.
@@ -67,6 +138,9 @@ fn call(expression: &str, parameters: Vec<Value>) -> anyhow::Result<Value> {
 const MAX_RANGE: u64 = 10_000;
 const MAX_SHIFT: i64 = 4096;
 const MAX_WIDTH: u32 = 1000;
+/// Some policies join the digests of many images.
+const MAX_TEXT: usize = 4 << 20;
+const MAX_LIST: usize = 100_000;
 
 #[cfg(test)]
 mod tests {
@@ -85,6 +159,25 @@ mod tests {
             assert!(format(wide, Value::from(7)).unwrap_err().to_string().contains("bounded"), "{wide}");
         }
         assert!(sprintf(vec![Value::from(1), Value::from(2)]).is_err());
+    }
+
+    #[test]
+    fn texts_can_t_be_multiplied_without_end() {
+        let text = |n: usize| Value::from("a".repeat(n));
+        assert_eq!(replace(vec![text(2), Value::from("a"), Value::from("bc")]).unwrap(), Value::from("bcbc"));
+        assert!(replace(vec![text(4000), Value::from("a"), text(4000)]).is_err());
+        let pairs: Value = serde_json::json!({ "a": "b".repeat(4000) }).into();
+        assert!(replace_n(vec![pairs, text(4000)]).is_err());
+        let small: Value = serde_json::json!({ "a": "b" }).into();
+        assert_eq!(replace_n(vec![small, text(2)]).unwrap(), Value::from("bb"));
+        let regex = |n: usize, new: &str| regex_replace(vec![text(n), Value::from("a"), Value::from(new)]);
+        assert_eq!(regex(2, "x").unwrap(), Value::from("xx"));
+        assert!(regex(4000, &"$0".repeat(2000)).is_err());
+        let list = |n: usize| Value::from(vec![text(1); n]);
+        assert_eq!(concat(vec![Value::from("-"), list(2)]).unwrap(), Value::from("a-a"));
+        assert!(concat(vec![text(4000), list(4000)]).is_err());
+        assert_eq!(array_concat(vec![list(1), list(1)]).unwrap(), list(2));
+        assert!(array_concat(vec![list(60_000), list(60_000)]).is_err());
     }
 
     #[test]

@@ -82,8 +82,13 @@ impl Signer {
                 Changes::Store(changes) => changes.changed().await,
                 Changes::Files(changes) => changes.changed().await,
             }
-            if let Err(error) = self.refresh().await {
+            while let Err(error) = self.refresh().await {
                 tracing::error!(%error, "the token signing keys can't be read again; the last ones stay in use");
+                // Files that are wrong are read again when they change.
+                if matches!(changes, Changes::Files(_)) {
+                    break;
+                }
+                tokio::time::sleep(REREAD).await;
             }
         }
     }
@@ -187,6 +192,8 @@ fn due(created: Timestamp, rotation: Duration) -> u64 {
 }
 
 /// In which every replica has heard of a new key.
+/// Between two attempts to read a store that does not answer.
+const REREAD: Duration = Duration::from_secs(5);
 const MARGIN: Duration = Duration::from_secs(300);
 const RETRY: Duration = Duration::from_secs(60);
 

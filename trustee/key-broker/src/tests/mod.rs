@@ -31,7 +31,7 @@ const START: u64 = 2_000_000_000;
 
 /// A broker with an owner, on a store that other brokers can share.
 struct Bench {
-    broker: Broker,
+    broker: Arc<Broker>,
     store: Store,
     seconds: Arc<AtomicU64>,
     owner: Arc<Owner>,
@@ -83,10 +83,11 @@ impl Bench {
                 max_body: 2 << 20,
                 tee_key_paths: Vec::new(),
                 rsa1_5: false,
+                metrics_for_administrators: false,
                 policy_ids: BTreeMap::from([("strict".to_owned(), "tight".to_owned())]),
             },
         };
-        let broker = Broker::assemble(parts).await.unwrap();
+        let broker = Arc::new(Broker::assemble(parts).await.unwrap());
         Self { broker, store, seconds, owner, directory }
     }
 

@@ -218,6 +218,8 @@ async fn keys_that_can_not_be_had_stop_the_start() {
         (empty, "no key"),
         (KeySource::JwkSet("http://127.0.0.1/keys".into()), "is no place of keys"),
         (KeySource::JwkSet("/etc/keys.json".into()), "is no place of keys"),
+        (KeySource::PemUrl("http://127.0.0.1/key.pem".into()), "is no place of keys"),
+        (KeySource::PemUrl("file:///nowhere/key.pem".into()), "/nowhere/key.pem"),
     ] {
         let error = AdminTokens::new(vec![provider(source)], http(), Hands::new().clock()).await.err().unwrap();
         assert!(error.to_string().contains(expected), "{error}");

@@ -17,23 +17,23 @@ use crate::jwk::Jwk;
 use crate::{AttestationTokens, AttestationTrust};
 
 /// A CA or a signer, with what it takes to issue more.
-struct Party {
-    signer: Signer,
+pub(super) struct Party {
+    pub signer: Signer,
     parameters: CertificateParams,
-    certificate: Certificate,
+    pub certificate: Certificate,
 }
 
 impl Party {
-    fn root(name: &str) -> Self {
+    pub fn root(name: &str) -> Self {
         Self::self_signed(Signer::new(Kind::P256), authority(name))
     }
 
-    fn self_signed(signer: Signer, parameters: CertificateParams) -> Self {
+    pub fn self_signed(signer: Signer, parameters: CertificateParams) -> Self {
         let certificate = parameters.self_signed(&signer.pair).unwrap();
         Self { signer, parameters, certificate }
     }
 
-    fn issue(&self, kind: Kind, parameters: CertificateParams) -> Self {
+    pub fn issue(&self, kind: Kind, parameters: CertificateParams) -> Self {
         let signer = Signer::new(kind);
         let issuer: Issuer<'_, &KeyPair> = Issuer::from_params(&self.parameters, &self.signer.pair);
         let certificate = parameters.signed_by(&signer.pair, &issuer).unwrap();
@@ -41,19 +41,19 @@ impl Party {
     }
 }
 
-fn named(name: &str) -> CertificateParams {
+pub(super) fn named(name: &str) -> CertificateParams {
     let mut parameters = CertificateParams::new(Vec::new()).unwrap();
     parameters.distinguished_name.push(rcgen::DnType::CommonName, name);
     parameters
 }
 
-fn authority(name: &str) -> CertificateParams {
+pub(super) fn authority(name: &str) -> CertificateParams {
     let mut parameters = named(name);
     parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     parameters
 }
 
-fn expired(mut parameters: CertificateParams) -> CertificateParams {
+pub(super) fn expired(mut parameters: CertificateParams) -> CertificateParams {
     parameters.not_after = date_time_ymd(2026, 1, 1);
     parameters
 }
@@ -63,7 +63,7 @@ fn x5c(chain: &[&Party]) -> Value {
 }
 
 /// A token that brings the signer's key with a chain.
-fn token(signer: &Signer, x5c: Value) -> String {
+pub(super) fn token(signer: &Signer, x5c: Value) -> String {
     let mut jwk = signer.jwk();
     jwk["x5c"] = x5c;
     signer.token(json!({ "jwk": jwk }), &json!({ "exp": NOW + 300 }))
@@ -71,11 +71,17 @@ fn token(signer: &Signer, x5c: Value) -> String {
 
 /// What comes of a token where some certificates are trusted.
 async fn verdict(trusted: &[&Party], token: &str) -> String {
+    let pems: Vec<_> = trusted.iter().map(|party| party.certificate.pem()).collect();
+    verdict_by(&pems, token).await
+}
+
+/// What comes of a token where some certificates in PEM are trusted.
+pub(super) async fn verdict_by(pems: &[String], token: &str) -> String {
     let folder = tempfile::tempdir().unwrap();
     let mut certificates = Vec::new();
-    for (index, party) in trusted.iter().enumerate() {
+    for (index, pem) in pems.iter().enumerate() {
         let path = folder.path().join(format!("{index}.pem"));
-        fs::write(&path, party.certificate.pem()).unwrap();
+        fs::write(&path, pem).unwrap();
         certificates.push(path);
     }
     let trust = AttestationTrust { certificates, ..Default::default() };

@@ -250,3 +250,37 @@ async fn an_administrators_key_is_taken_over_when_it_is_replaced() {
     assert!(tokens.verify(&token(&old, "any")).await.is_ok());
     assert!(tokens.verify(&token(&new, "any")).await.is_ok());
 }
+
+#[tokio::test]
+async fn an_administrators_key_may_be_at_an_address() {
+    let (old, new) = (Signer::new(Kind::Ed25519), Signer::new(Kind::P384));
+    let (issuer, hands) = (Issuer::start().await, Hands::new());
+    issuer.serve("/public.pem", old.pem());
+    let source = KeySource::PemUrl(format!("{}/public.pem", issuer.url));
+    let provider = IdentityProvider { issuer: None, audience: None, source };
+    let tokens = AdminTokens::with(vec![provider], &issuer.keeping(&hands)).await.unwrap();
+    let verdict = async |signer: &Signer| match tokens.verify(&token(signer, "any")).await {
+        Ok(_) => "good".to_owned(),
+        Err(Error::Issuers(e)) => format!("{e:?}"),
+        Err(e) => panic!("{e:?}"),
+    };
+    assert_eq!(verdict(&old).await, "good");
+    assert_eq!(verdict(&new).await, "UnknownKey");
+
+    // What is no PEM of public keys, or too large, changes nothing, and nothing else is asked for in its place.
+    issuer.serve("/public.pem/.well-known/openid-configuration", json!({ "jwks_uri": issuer.url }).to_string());
+    for bad in [set(&[new.jwk()]), new.pair.serialize_pem(), String::new(), new.pem().repeat(10_000)] {
+        let before = issuer.requests();
+        issuer.serve("/public.pem", bad);
+        hands.move_by(30);
+        assert_eq!(verdict(&new).await, "Unavailable");
+        assert_eq!(verdict(&old).await, "good");
+        assert_eq!(issuer.requests(), before + 1);
+    }
+
+    issuer.serve("/public.pem", new.pem());
+    hands.move_by(30);
+    assert_eq!(verdict(&new).await, "good");
+    hands.move_by(30);
+    assert_eq!(verdict(&old).await, "UnknownKey");
+}
