@@ -337,7 +337,7 @@ fn hash(line: &[u8]) -> String {
 /// Most refusals in a minute that get a line of their own.
 const MAX_REFUSALS: u32 = 1_000;
 /// How much of a log is checked when it is opened.
-const TAIL: u64 = 4 << 20;
+const TAIL: u64 = 256 << 10;
 /// About how many bytes of lines are given out at once.
 const MAX_LINES: usize = 4 << 20;
 const HASH_DIGITS: usize = 64;

@@ -77,6 +77,9 @@ impl Broker {
             expires: expiry,
         };
         self.audit.record(call.peer, event)?;
+        if self.attester.built_in().is_ok() {
+            self.tokens.issued(&token, &self.attester);
+        }
         let cookie = self.sessions.attested(&token, expiry, &challenged).await?;
         self.metrics.attested(tee, true);
         Ok(Reply::json(&TokenResponse { token })?.with_cookie(cookie))

@@ -70,6 +70,7 @@ pub async fn broker(config: &Config, store: Store, tls: bool) -> Result<(Arc<Ser
         tee_key_paths: config.attestation_token.extra_teekey_paths.clone(),
         rsa1_5: config.attestation_token.allow_rsa1_5,
         policy_ids: config.attestation_policies.clone(),
+        metrics_for_administrators: false,
     };
     let registry = Arc::new(Mutex::new(registry));
     let parts =

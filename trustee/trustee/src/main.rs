@@ -1,9 +1,10 @@
 //! The Trustee's binary: key broker, attestation service and reference values, in one process or one role a process.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod admin_token;
+mod allocator;
 mod attestation_role;
 mod cli;
 mod compose;
@@ -25,6 +26,7 @@ use std::process::ExitCode;
 use cli::{Cli, Command};
 
 fn main() -> ExitCode {
+    allocator::share();
     let command = match Cli::read(std::env::args_os()) {
         Ok(cli) => cli.command,
         // Prints help and versions too.

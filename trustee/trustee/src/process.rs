@@ -24,7 +24,7 @@ pub fn run<E: From<Error>>(
     // Clients of TLS that are made deep in libraries take the one of the process.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let mut builder = tokio::runtime::Builder::new_multi_thread();
-    builder.enable_all().thread_stack_size(attestation::policy::STACK);
+    builder.enable_all().thread_stack_size(attestation::policy::STACK).max_blocking_threads(BLOCKING);
     if let Some(threads) = threads {
         builder.worker_threads(threads.into());
     }
@@ -113,3 +113,6 @@ pub enum Error {
     #[error("start: {0}")]
     Tls(#[from] tls::Error),
 }
+
+/// Verification and policies have eight of them at once; files and maintenance the rest.
+const BLOCKING: usize = 16;
