@@ -53,10 +53,11 @@ impl Rule {
     /// all of them.
     ///
     /// # Errors
-    /// [`Error::Endpoints`] unless the expression begins with `^/kbs` and ends with `$`, [`Error::Method`].
+    /// [`Error::Endpoints`] unless the expression begins with `^/kbs` or `^/metrics` and ends with `$`, [`Error::Method`].
     pub fn new(role: String, endpoints: &str, methods: &[String], tenant: Option<Tenant>) -> Result<Self, Error> {
         let refused = || Error::Endpoints(excerpt(endpoints));
-        if !endpoints.starts_with("^/kbs") || !endpoints.ends_with('$') {
+        let known = endpoints.starts_with("^/kbs") || endpoints.starts_with("^/metrics");
+        if !known || !endpoints.ends_with('$') {
             return Err(refused());
         }
         // Grouped, so that each of several alternatives has to fit the whole.
@@ -148,7 +149,7 @@ pub enum Error {
     Role(String),
     #[error("it belongs to another tenant, or to the Trustee: an administrator of a tenant can't reach it")]
     Tenant,
-    #[error("\"{0}\" is no expression for endpoints; next: begin with ^/kbs and end with $")]
+    #[error("\"{0}\" is no expression for endpoints; next: begin with ^/kbs or ^/metrics and end with $")]
     Endpoints(String),
     #[error("\"{0}\" is no method; next: use GET, HEAD, POST, PUT or DELETE")]
     Method(String),

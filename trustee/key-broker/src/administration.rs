@@ -350,7 +350,7 @@ struct Kept {
 fn named(message: &Message) -> String {
     let payload = STANDARD.decode(&message.payload).unwrap_or_default();
     let Ok(extract) = reference_values::extract(&message.kind, &payload) else { return excerpt(&message.kind) };
-    let names: Vec<String> = extract.values.into_iter().map(|(name, _)| name).collect();
+    let names: Vec<String> = extract.values.into_keys().collect();
     target(&names.join(" "))
 }
 

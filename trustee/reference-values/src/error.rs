@@ -26,7 +26,10 @@ pub enum Error {
         prefix: String,
     },
     /// Nobody vouches for the values.
-    #[error("the reference value message is not signed; next: sign it with a key of a trusted signer")]
+    #[error(
+        "the reference value message is not signed; next: sign it with a key of trusted_signers, or \
+             set allow_unsigned = true where only those who may change them reach this service"
+    )]
     Unsigned,
     /// A signature that names a key nobody trusts.
     #[error("no trusted signer has the key \"{0}\" now; next: add its public key, or a certificate that is valid")]

@@ -39,7 +39,7 @@ pub struct Config {
     /// Without it, the instance's or the region's public endpoint.
     endpoint_url: Option<String>,
     #[serde(default)]
-    naming: Naming,
+    pub(crate) naming: Naming,
 }
 
 /// Opens the way that the configuration is for.

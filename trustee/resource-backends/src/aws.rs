@@ -30,7 +30,7 @@ pub struct Config {
     /// Without it, the region's public endpoint.
     endpoint_url: Option<String>,
     #[serde(default)]
-    naming: Naming,
+    pub(crate) naming: Naming,
 }
 
 /// Secrets Manager in one region.

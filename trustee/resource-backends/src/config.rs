@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 
+use crate::naming::Naming;
 use crate::{aliyun, aws, azure, gcp, own_store, vault};
 
 /// Which place, and what it needs. The key `storage_backend_type` selects it; unknown keys are refused.
@@ -26,6 +27,18 @@ pub enum Config {
     /// Alibaba Cloud KMS secrets.
     #[serde(alias = "aliyun")]
     Aliyun(aliyun::Config),
+}
+
+impl Config {
+    /// Whether resources are told apart by their tag alone, so that repositories share what they hold.
+    pub fn by_tag(&self) -> bool {
+        match self {
+            Self::Aws(config) => config.naming == Naming::Tag,
+            Self::Gcp(config) => config.naming == Naming::Tag,
+            Self::Aliyun(config) => config.naming == Naming::Tag,
+            Self::KvStorage(_) | Self::Vault(_) | Self::Azure(_) => false,
+        }
+    }
 }
 
 impl Default for Config {

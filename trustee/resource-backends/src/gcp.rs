@@ -33,7 +33,7 @@ pub struct Config {
     /// that, the metadata server.
     credentials_file: Option<PathBuf>,
     #[serde(default)]
-    naming: Naming,
+    pub(crate) naming: Naming,
 }
 
 /// The secrets of one project.

@@ -139,10 +139,7 @@ fn run(
 fn read(path: Option<&Path>) -> Result<Read<AsConfig>, config::Error> {
     match path {
         Some(path) => AsConfig::read(path),
-        None => {
-            let warning = "no configuration file: everything is lost when this ends".to_owned();
-            Ok(Read { config: AsConfig::default(), warnings: vec![warning] })
-        }
+        None => Ok(AsConfig::without_file()),
     }
 }
 

@@ -9,7 +9,7 @@ use crate::{admin_token, maintenance, setup};
 
 /// Hands secrets to guests that prove what they are.
 #[derive(Parser)]
-#[command(name = "trustee", version)]
+#[command(name = "trustee", version, after_help = VARIABLES)]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
@@ -35,6 +35,7 @@ impl Cli {
 #[derive(Subcommand)]
 pub enum Command {
     /// Serve all in one process until SIGTERM or Ctrl-C.
+    #[command(after_help = VARIABLES)]
     Serve {
         /// The configuration file, as `trustee setup` writes it.
         #[arg(long, short)]
@@ -72,6 +73,7 @@ pub enum Command {
 
 /// `kbs`
 #[derive(Args)]
+#[command(after_help = VARIABLES)]
 pub struct Kbs {
     /// The configuration file. Without it, the one that KBS_CONFIG_FILE names.
     #[arg(long, short)]
@@ -80,9 +82,10 @@ pub struct Kbs {
 
 /// `grpc-as`
 #[derive(Args)]
+#[command(after_help = VARIABLES)]
 pub struct GrpcAs {
     /// Where to listen.
-    #[arg(long, short, default_value = "127.0.0.1:50004")]
+    #[arg(long, short, default_value = "127.0.0.1:3000")]
     pub socket: String,
     #[command(flatten)]
     pub service: AttestationService,
@@ -90,6 +93,7 @@ pub struct GrpcAs {
 
 /// `restful-as`
 #[derive(Args)]
+#[command(after_help = VARIABLES)]
 pub struct RestfulAs {
     /// Where to listen.
     #[arg(long, short)]
@@ -188,6 +192,9 @@ pub struct Provider {
     pub client_key: Option<PathBuf>,
 }
 
+const VARIABLES: &str = "Variables: TRUSTEE_SAMPLE_VERIFIER=1 accepts evidence of the sample TEE, which anyone can make: \
+                         for tests only. KBS_CONFIG_FILE, POSTGRES_URL, RUST_LOG, LOG_FORMAT and OTEL_EXPORTER_OTLP_ENDPOINT \
+                         are in the introduction of trustee config-reference.";
 const ROLES: [&str; 5] = ["kbs", "grpc-as", "restful-as", "rvps", "rvps-tool"];
 
 #[cfg(test)]
@@ -225,7 +232,13 @@ mod tests {
             let Ok(Command::RestfulAs(rest)) = read(&format!("restful-as -s a:1 {origin} https://o")) else { panic!() };
             assert_eq!(rest.allowed_origin.as_deref(), Some("https://o"));
         }
+        let Ok(Command::GrpcAs(grpc)) = read("grpc-as") else { panic!() };
+        assert_eq!(grpc.socket, "127.0.0.1:3000");
         assert!(read("restful-as").is_err(), "it has no socket of its own");
+        for role in ["trustee", "kbs", "grpc-as", "restful-as", "trustee serve"] {
+            let help = read(&format!("{role} --help")).map(|_| ()).unwrap_err();
+            assert!(help.contains("TRUSTEE_SAMPLE_VERIFIER"), "{role}: {help}");
+        }
         assert!(read("grpc-as -t cert.pem").is_err(), "a certificate needs its key");
 
         let Ok(Command::Rvps(rvps)) = read("rvps") else { panic!() };

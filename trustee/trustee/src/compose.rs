@@ -60,7 +60,12 @@ pub async fn broker(config: &Config, store: Store, tls: bool) -> Result<(Arc<Ser
             Plugin::Other(settings) => plugins.push(plugins::open(settings, store.clone(), clock.clone()).await?),
         }
     }
-    let backend = resource_backends::open(backend.unwrap_or_default(), store.clone(), clock.clone()).await?;
+    let backend = backend.unwrap_or_default();
+    let remote = config.attestation_service.as_ref().is_some_and(|service| service.r#type == ServiceType::Grpc);
+    if !config.tenants.is_empty() && (backend.by_tag() || remote) {
+        return Err(Error::Shared);
+    }
+    let backend = resource_backends::open(backend, store.clone(), clock.clone()).await?;
     let timeout = config.attestation_service.as_ref().map_or(5, |service| service.timeout);
     let settings = Settings {
         audit: config.audit_path(),
@@ -69,8 +74,12 @@ pub async fn broker(config: &Config, store: Store, tls: bool) -> Result<(Arc<Ser
         max_body: usize::from(config.http_server.payload_request_size) << 20,
         tee_key_paths: config.attestation_token.extra_teekey_paths.clone(),
         rsa1_5: config.attestation_token.allow_rsa1_5,
-        policy_ids: config.attestation_policies.clone(),
-        metrics_for_administrators: false,
+        policy_ids: config
+            .attestation_service
+            .as_ref()
+            .map(|service| service.policy_id_map.clone())
+            .unwrap_or_default(),
+        metrics_for_administrators: config.http_server.require_admin_auth_metrics,
     };
     let registry = Arc::new(Mutex::new(registry));
     let parts =
@@ -86,7 +95,7 @@ async fn admin(config: &Config, tenants: &Tenants, clock: &Clock) -> Result<Admi
     }
     let mut providers = Vec::new();
     for provider in &config.admin.authentication.bearer_jwt.identity_providers {
-        let keys = provider.public_key_uri.as_deref().map(pem).transpose()?;
+        let keys = provider.public_key_uri.as_deref().map(pem);
         let sets = provider.jwk_set_uri.as_deref().map(|place| Ok::<_, Error>(KeySource::JwkSet(uri(place)?)));
         for source in keys.into_iter().chain(sets.transpose()?) {
             let (issuer, audience) = (provider.issuer.clone(), provider.audience.clone());
@@ -99,7 +108,7 @@ async fn admin(config: &Config, tenants: &Tenants, clock: &Clock) -> Result<Admi
         // Roles, endpoints and tenants are there: the configuration was checked.
         let (Some(role), Some(endpoints)) = (&acl.role, &acl.allowed_endpoints) else { continue };
         let tenant = acl.tenant.as_deref().and_then(|name| tenants.get(name)).cloned();
-        rules.push(Rule::new(role.clone(), endpoints, &acl.methods, tenant)?);
+        rules.push(Rule::new(role.clone(), endpoints, &acl.methods, tenant)?.of_issuer(acl.issuer.clone()));
     }
     Ok(Admin::Authenticated(Box::new(Authenticated::new(tokens, rules)?)))
 }
@@ -171,13 +180,12 @@ fn intel(section: &AttestationService) -> Result<IntelTrustAuthority, Error> {
     Ok(IntelTrustAuthority::new(settings)?)
 }
 
-/// A public key is read from a file; keys that come over the network are a JWK set.
-fn pem(place: &str) -> Result<KeySource, Error> {
-    let path = place.strip_prefix("file://").unwrap_or(place);
-    if path.contains("://") {
-        return Err(Error::PublicKey(place.to_owned()));
+fn pem(place: &str) -> KeySource {
+    match place.strip_prefix("file://") {
+        Some(path) => KeySource::Pem(path.into()),
+        None if place.contains("://") => KeySource::PemUrl(place.to_owned()),
+        None => KeySource::Pem(place.into()),
     }
-    Ok(KeySource::Pem(path.into()))
 }
 
 /// A path is a file's, wherever the process runs.
@@ -211,14 +219,15 @@ fn build_info(registry: &mut Registry) {
 pub enum Error {
     #[error("configuration: {0}; next: correct [[plugins]]")]
     Plugins(String),
+    #[error(
+        "configuration: [[tenants]] can't be kept apart where resources are named by their tag, or by an attestation \
+         service elsewhere; next: set naming = \"path\" and coco_as_builtin, or run a Trustee for each owner"
+    )]
+    Shared,
     #[error("configuration: [[tenants]]: {0}")]
     Tenants(#[from] tenants::Error),
     #[error("configuration: [admin]: {0}; next: correct [admin] in the configuration")]
     Admin(#[from] key_broker::admin::Error),
-    #[error(
-        "configuration: [admin]: public_key_uri {0:?} is no file; next: name a file, or give a JWK set as jwk_set_uri"
-    )]
-    PublicKey(String),
     #[error("configuration: {0:?} is no path; next: write an absolute one")]
     Place(String),
     #[error("trusted keys: {0}")]
@@ -235,4 +244,18 @@ pub enum Error {
     Plugin(#[from] plugins::Error),
     #[error(transparent)]
     Broker(#[from] key_broker::Error),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_public_key_is_in_a_file_or_comes_over_the_network() {
+        for (place, expected) in [("./k.pem", "./k.pem"), ("/k.pem", "/k.pem"), ("file:///k.pem", "/k.pem")] {
+            assert!(matches!(pem(place), KeySource::Pem(path) if path == Path::new(expected)), "{place}");
+        }
+        let far = "https://owner.example/k.pem";
+        assert!(matches!(pem(far), KeySource::PemUrl(place) if place == far));
+    }
 }

@@ -1,5 +1,6 @@
 //! What an owner does to the storage now and then: backup, restore, other keys, an earlier layout.
 
+use std::fs::{File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -190,6 +191,11 @@ pub fn rotate_master_key(arguments: RotateMasterKey) -> Result<(), Error> {
         if arguments.step == Step::All && backend.storage_type != StorageType::Sqlite {
             return Err(Error::Steps);
         }
+        // A Trustee that runs would go on to seal under the old key. Until this is done, none can start.
+        let _alone = match backend.storage_type {
+            StorageType::Sqlite => lock(&config.audit_path())?,
+            _ => None,
+        };
         let old = existing_key(&path)?;
         if matches!(arguments.step, Step::All | Step::Prepare) {
             // A key that an earlier attempt made goes on.
@@ -247,6 +253,11 @@ pub enum Error {
     #[error("maintenance: the master key is not in a file; next: put the new one where the old one is kept, before it")]
     NoKeyFile,
     #[error(
+        "maintenance: a Trustee runs on this storage, and holds its audit log {}; next: stop it, and do this again",
+        .0.display()
+    )]
+    Running(PathBuf),
+    #[error(
         "maintenance: replicas must know the new key before it is used; next: --step prepare, --step rotate and \
          --step finish, and between them start every replica again with the key file"
     )]
@@ -262,6 +273,21 @@ fn with_store(path: &Path, act: impl AsyncFnOnce(&Store, &Config) -> Result<(), 
         store.close().await;
         done
     })
+}
+
+/// The lock that a running Trustee has on its audit log; none if it never ran.
+fn lock(path: &Path) -> Result<Option<File>, Error> {
+    let failed = |source| Error::File { path: path.to_owned(), source };
+    let log = match File::open(path) {
+        Ok(log) => log,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(failed(e)),
+    };
+    match log.try_lock() {
+        Ok(()) => Ok(Some(log)),
+        Err(TryLockError::WouldBlock) => Err(Error::Running(path.to_owned())),
+        Err(TryLockError::Error(source)) => Err(failed(source)),
+    }
 }
 
 /// A key that is made up when its file is missing would open nothing.

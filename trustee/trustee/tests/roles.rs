@@ -151,11 +151,42 @@ async fn an_attestation_service_answers_over_rest_and_says_how_it_is() {
     grpc.stop();
 }
 
+#[tokio::test]
+async fn a_variable_turns_the_sample_verifier_on_where_a_file_can_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("kbs.json");
+    let file = json!({
+        "http_server": { "insecure_http": true, "sockets": ["127.0.0.1:0"] },
+        "attestation_service": { "type": "coco_as_builtin" },
+        "audit": { "path": folder.path().join("audit.jsonl") },
+    });
+    std::fs::write(&config, file.to_string()).unwrap();
+    let evidence = base64::Engine::encode(
+        &base64::engine::general_purpose::URL_SAFE_NO_PAD,
+        json!({ "svn": "1", "report_data": "" }).to_string(),
+    );
+    let appraise = json!({ "verification_requests": [{ "tee": "sample", "evidence": evidence }], "policy_ids": [] });
+    let challenge = json!({ "version": "0.4.0", "tee": "sample", "extra-params": "" });
+    let on = [("TRUSTEE_SAMPLE_VERIFIER", "1")];
+    for (name, arguments, path, body) in [
+        ("kbs", ["-c", config.to_str().unwrap()], "/kbs/v0/auth", challenge),
+        ("restful-as", ["-s", "127.0.0.1:0"], "/attestation", appraise),
+    ] {
+        for (variables, expected) in [(&on[..], true), (&[], false), (&[("TRUSTEE_SAMPLE_VERIFIER", "0")], false)] {
+            let role = Role::start_with(folder.path(), name, &arguments, variables);
+            let request = client().post(format!("{}{path}", role.url)).header("content-type", "application/json");
+            let status = request.body(body.to_string()).send().await.unwrap().status();
+            assert_eq!(status.is_success(), expected, "{name} with {variables:?} said {status}");
+            role.stop();
+        }
+    }
+}
+
 #[test]
 fn a_configuration_that_is_no_good_is_an_error_of_every_role() {
     let folder = tempfile::tempdir().unwrap();
     let broken = folder.path().join("broken.json");
-    std::fs::write(&broken, r#"{ "storage": { "type": "LocalJson" }, "sockts": 1 }"#).unwrap();
+    std::fs::write(&broken, r#"{ "storage": { "type": "Sled" }, "sockts": 1 }"#).unwrap();
     let path = broken.to_str().unwrap();
     for (name, arguments) in [
         ("kbs", vec!["-c", path]),
@@ -256,6 +287,15 @@ async fn a_backup_is_restored_elsewhere_and_the_master_key_changes() {
     assert!(!restored.starts_with("0 "), "{restored}");
 
     let before = std::fs::read_to_string(&key).unwrap();
+    let running = Role::start(folder.path(), "kbs", &["-c", &one]);
+    let refused = run(folder.path(), "trustee", &["rotate-master-key", "--config", &one]);
+    assert!(
+        !refused.status.success() && text(&refused.stderr).contains("; next: stop it"),
+        "{}",
+        text(&refused.stderr)
+    );
+    running.stop();
+    assert_eq!(std::fs::read_to_string(&key).unwrap(), before, "it changed the key of a Trustee that runs");
     expect(&["rotate-master-key", "--config", &one]);
     let after = std::fs::read_to_string(&key).unwrap();
     assert!(before != after && after.trim().lines().count() == 1);

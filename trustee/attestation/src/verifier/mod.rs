@@ -101,7 +101,7 @@ pub(crate) fn claim_of(tee: &str, reference_value: &str) -> String {
 pub enum Error {
     #[error(
         "evidence of the sample TEE is not accepted, since anyone can make it; for tests, set sample_verifier = true \
-         under [attestation] in the Trustee's configuration"
+         under [attestation_service] in the Trustee's configuration"
     )]
     SampleDisabled,
     #[error("this Trustee has no verifier for the TEE {0}: this release has none")]

@@ -55,10 +55,14 @@ sections! {
     pub struct Acl {
         /// The role, as the token's claim `role` names it.
         pub role: Option<String>,
-        /// Regular expression that path and query must match as a whole. Begins with `^/kbs` and ends with `$`.
+        /// Regular expression that path and query must match as a whole. Begins with `^/kbs` or `^/metrics` and ends with `$`;
+        /// one that says nothing about a query, by `\\?`, is held against the path alone.
         pub allowed_endpoints: Option<String>,
         /// Methods that are allowed, such as `["GET"]`. Empty means all.
         pub methods: Vec<String>,
+        /// The `iss` that a token with this role must have. Without it, any issuer may give the role to anybody: set it
+        /// where there is more than one.
+        pub issuer: Option<String>,
         /// The tenant whose administrators have this role. Without it, they are the Trustee's own.
         pub tenant: Option<String>,
     }

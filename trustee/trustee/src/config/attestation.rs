@@ -1,7 +1,9 @@
 //! `[attestation_service]` and `[attestation_token]`: who verifies evidence, and whose tokens are good.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use serde::de::{Deserialize as _, Deserializer, Error as _};
 use serde_json::{Map, Value};
 use zeroize::Zeroizing;
 
@@ -13,8 +15,13 @@ sections! {
     pub struct AttestationService {
         /// `coco_as_builtin` in this process, `coco_as_grpc` elsewhere over gRPC, `intel_ta` by Intel Trust Authority.
         pub r#type: ServiceType,
-        /// How many minutes a challenge can be answered, 1 to 60.
+        /// How many minutes a challenge can be answered, 1 to 1440.
         pub timeout: u16 = 5,
+        /// What guests may ask for as their attestation policy, and the id of the policy that they get, or a list whose
+        /// first id it is. Guests that ask for nothing are appraised under `default`, those that ask for anything else
+        /// are refused.
+        #[serde(deserialize_with = "policies")]
+        pub policy_id_map: BTreeMap<String, String>,
         /// Built in: accept evidence of the sample TEE, which anyone can make. For tests only.
         pub sample_verifier: bool,
         /// Built in: the tokens that are issued.
@@ -30,7 +37,11 @@ sections! {
         pub as_addr: String = "http://127.0.0.1:50004".to_owned(),
         /// Over gRPC: most connections to the attestation service, 1 to 1000.
         pub pool_size: u16 = 100,
-        /// Over gRPC: file with the authority of the service's certificate in PEM. Without it, the system's ones.
+        /// Over gRPC: `tls` or `insecure`. It may be left out, and must agree with the scheme of as_addr.
+        pub tls_mode: Option<TlsMode>,
+        /// Over gRPC: file with the authority of the service's certificate in PEM. Without it, the system's ones. Also
+        /// called ca_cert_path.
+        #[serde(alias = "ca_cert_path")]
         pub ca_cert: Option<PathBuf>,
         /// Over gRPC: file with the certificate chain that is shown to the service, in PEM.
         pub client_certificate: Option<PathBuf>,
@@ -202,6 +213,19 @@ choice! {
 }
 
 choice! {
+    /// Whether a connection is under TLS.
+    pub enum TlsMode {
+        /// It is not.
+        #[default]
+        #[serde(rename = "insecure")]
+        Insecure,
+        /// It is.
+        #[serde(rename = "tls")]
+        Tls,
+    }
+}
+
+choice! {
     /// Where reference values are.
     pub enum RvpsType {
         /// In this process.
@@ -251,8 +275,11 @@ choice! {
 impl AttestationService {
     pub(super) fn check(&self) -> Result<(), String> {
         let refused = |text: &str| Err(format!("[attestation_service] {text}"));
-        if !(1..=60).contains(&self.timeout) {
-            return refused("timeout must be 1 to 60 minutes");
+        if !(1..=1440).contains(&self.timeout) {
+            return refused("timeout must be 1 to 1440 minutes");
+        }
+        if self.tls_mode.is_some_and(|mode| (mode == TlsMode::Tls) != self.as_addr.starts_with("https://")) {
+            return refused("tls_mode and as_addr disagree: write https:// with \"tls\", http:// with \"insecure\"");
         }
         if !(1..=1000).contains(&self.pool_size) {
             return refused("pool_size must be 1 to 1000");
@@ -274,9 +301,8 @@ impl AttestationService {
             "sample_verifier" | "attestation_token_broker" | "rvps_config" | "verifier_config" | "storage_type" => {
                 Some(ServiceType::BuiltIn)
             }
-            "as_addr" | "pool_size" | "ca_cert" | "client_certificate" | "client_private_key" => {
-                Some(ServiceType::Grpc)
-            }
+            "as_addr" | "pool_size" | "tls_mode" | "ca_cert" | "ca_cert_path" | "client_certificate"
+            | "client_private_key" => Some(ServiceType::Grpc),
             "base_url" | "api_key" | "certs_file" | "policy_ids" | "allow_unmatched_policy" => Some(ServiceType::Intel),
             _ => None,
         };
@@ -306,6 +332,25 @@ impl RvpsConfig {
         }
         extractors(&self.extractors)
     }
+}
+
+/// Evidence is appraised under one policy: of a list the first one counts.
+fn policies<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, String>, D::Error> {
+    #[derive(serde::Deserialize)]
+    #[serde(untagged, expecting = "it must be the id of a policy, or a list of ids")]
+    enum Policies {
+        One(String),
+        Several(Vec<String>),
+    }
+    let given = BTreeMap::<String, Policies>::deserialize(deserializer)?;
+    let first = |(wanted, policies): (String, Policies)| match policies {
+        Policies::One(id) => Ok((wanted, id)),
+        Policies::Several(ids) => match ids.into_iter().next() {
+            Some(id) => Ok((wanted, id)),
+            None => Err(D::Error::custom(format!("{wanted:.60?} has no policy"))),
+        },
+    };
+    given.into_iter().map(first).collect()
 }
 
 /// All extractors are always there: what names another, is a mistake.

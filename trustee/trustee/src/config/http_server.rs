@@ -24,6 +24,8 @@ sections! {
         pub client_ca: Option<PathBuf>,
         /// Whether a client that shows no certificate is turned away, where client_ca is set.
         pub require_client_certificate: bool = true,
+        /// Show /metrics to administrators alone.
+        pub require_admin_auth_metrics: bool,
         /// Largest body of a request in MiB, 1 to 64.
         pub payload_request_size: u16 = 2,
         /// Threads that serve, 1 to 1024. Without it, one for each processor.

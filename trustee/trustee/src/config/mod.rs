@@ -14,7 +14,6 @@ mod retired;
 mod section;
 mod unknown;
 
-use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -22,7 +21,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use admin::{Admin, AuthorizationMode, Tenant};
-use attestation::{AttestationService, AttestationToken, RvpsConfig, TokenBroker, VerifierConfig};
+use attestation::{AttestationService, AttestationToken, RvpsConfig, ServiceType, TokenBroker, VerifierConfig};
 use format::Document;
 use http_server::HttpServer;
 pub use plugins::Plugin;
@@ -42,8 +41,6 @@ sections! {
         pub attestation_service: Option<AttestationService>,
         /// Whose attestation tokens are good, besides those of the built-in attestation service.
         pub attestation_token: AttestationToken,
-        /// What guests may ask for as their attestation policy, and the id of the policy that they get.
-        pub attestation_policies: BTreeMap<String, String>,
         /// Who may administer.
         pub admin: Admin,
         /// Owners who share this Trustee and can't see each other.
@@ -100,6 +97,9 @@ pub trait File: DeserializeOwned + Default + Documented {
     /// Puts keys of older files in the place of today's; says what it did.
     fn modernize(document: &mut Document) -> Result<Vec<String>, String>;
 
+    /// What turns the sample verifier on, if this role has verifiers.
+    fn sample_verifier(&mut self) -> Option<&mut bool>;
+
     /// Checks what the types can't say, and returns warnings.
     fn check(&self, document: &Document) -> Result<Vec<String>, String>;
 
@@ -111,16 +111,40 @@ pub trait File: DeserializeOwned + Default + Documented {
         let wrong = |reason: String| Error::Content { path: path.to_owned(), reason };
         let mut document = Document::read(path)?;
         let mut warnings = Self::modernize(&mut document).map_err(wrong)?;
-        let config: Self = serde_path_to_error::deserialize(document.value())
+        let mut config: Self = serde_path_to_error::deserialize(document.value())
             .map_err(|e| wrong(unknown::explain(&e, &Self::nested())))?;
+        config.obey_variable();
         warnings.extend(config.check(&document).map_err(wrong)?);
         Ok(Read { config, warnings })
+    }
+
+    /// What is there without a file.
+    fn without_file() -> Read<Self> {
+        let mut config = Self::default();
+        config.obey_variable();
+        let open = config.sample_verifier().is_some_and(|on| *on).then(|| SAMPLE.to_owned());
+        let lost = "no configuration file: everything is lost when this ends".to_owned();
+        Read { config, warnings: [lost].into_iter().chain(open).collect() }
+    }
+
+    /// Turns the sample verifier on where the variable says so: the files of foreign tests have no key for it.
+    fn obey_variable(&mut self) {
+        if std::env::var_os(SAMPLE_VARIABLE).is_some_and(|value| value == "1")
+            && let Some(on) = self.sample_verifier()
+        {
+            *on = true;
+        }
     }
 }
 
 impl File for Config {
     fn modernize(document: &mut Document) -> Result<Vec<String>, String> {
         retired::of_broker(document)
+    }
+
+    fn sample_verifier(&mut self) -> Option<&mut bool> {
+        let service = self.attestation_service.as_mut().filter(|service| service.r#type == ServiceType::BuiltIn);
+        service.map(|service| &mut service.sample_verifier)
     }
 
     fn check(&self, document: &Document) -> Result<Vec<String>, String> {
@@ -136,6 +160,14 @@ impl File for Config {
             let given = document.value()["attestation_service"].as_object();
             for key in given.map(|given| service.strays(given)).unwrap_or_default() {
                 warnings.push(format!("attestation_service.{key} says nothing under this type of service"));
+            }
+            let map = given.and_then(|given| given.get("policy_id_map")).and_then(Value::as_object);
+            for (wanted, ids) in map.into_iter().flatten() {
+                if ids.as_array().is_some_and(|ids| ids.len() > 1) {
+                    warnings.push(format!(
+                        "attestation_service.policy_id_map.{wanted:.60} has several policies: only the first one counts"
+                    ));
+                }
             }
             warnings.extend(verifiers(given.and_then(|given| given.get("verifier_config")), service.sample_verifier));
         }
@@ -179,6 +211,10 @@ impl File for AsConfig {
         retired::of_attestation_service(document)
     }
 
+    fn sample_verifier(&mut self) -> Option<&mut bool> {
+        Some(&mut self.sample_verifier)
+    }
+
     fn check(&self, document: &Document) -> Result<Vec<String>, String> {
         self.storage_backend.check()?;
         self.attestation_token_broker.check()?;
@@ -190,6 +226,10 @@ impl File for AsConfig {
 impl File for ProviderConfig {
     fn modernize(document: &mut Document) -> Result<Vec<String>, String> {
         retired::of_provider(document)
+    }
+
+    fn sample_verifier(&mut self) -> Option<&mut bool> {
+        None
     }
 
     fn check(&self, _: &Document) -> Result<Vec<String>, String> {
@@ -205,8 +245,7 @@ fn verifiers(given: Option<&Value>, sample: bool) -> Vec<String> {
     let given = given.and_then(Value::as_object).into_iter().flatten();
     let absent =
         given.map(|(name, _)| format!("verifier_config.{name} says nothing: this version has no such verifier"));
-    let open = "the sample verifier is on: anyone can make the evidence it accepts".to_owned();
-    absent.chain(sample.then_some(open)).collect()
+    absent.chain(sample.then(|| SAMPLE.to_owned())).collect()
 }
 
 /// Why a configuration can't be used.
@@ -219,6 +258,10 @@ pub enum Error {
     #[error("configuration: {}: {reason}; next: correct it there", path.display())]
     Content { path: PathBuf, reason: String },
 }
+
+const SAMPLE_VARIABLE: &str = "TRUSTEE_SAMPLE_VERIFIER";
+const SAMPLE: &str = "the sample verifier is on, by its key or by TRUSTEE_SAMPLE_VERIFIER: anyone can make the evidence \
+                      it accepts";
 
 #[cfg(test)]
 mod tests;

@@ -60,8 +60,12 @@ Files are TOML, YAML or JSON, as their name's ending says: `.toml`, `.yaml` or `
 error that names the nearest known one. This page is what `trustee config-reference` prints.
 
 Variables: `KBS_CONFIG_FILE` names the key broker's file where no flag does; `POSTGRES_URL` goes before
-`storage_backend.backends.postgres`; `RUST_LOG` chooses what is logged (`info` if it is not set) and `LOG_FORMAT=json`
+`storage_backend.backends.postgres`; `TRUSTEE_SAMPLE_VERIFIER=1` turns the sample verifier on, with a warning, for tests
+whose files have no key for it; `RUST_LOG` chooses what is logged (`info` if it is not set) and `LOG_FORMAT=json`
 how; `OTEL_EXPORTER_OTLP_ENDPOINT` and the other variables of OpenTelemetry turn the export of traces on.
+
+Keys of earlier releases are read where their meaning is clear, with a warning that names today's key; where it is not,
+the error says what to write.
 
 Certificates, private keys, certificate authorities, public keys and JWK sets are read again when their files change.
 ";

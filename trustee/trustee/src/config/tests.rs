@@ -2,6 +2,8 @@ use super::*;
 use crate::config::attestation::{RvpsType, ServiceType};
 use section::Nested;
 
+mod samples;
+
 /// Every key that a key broker's file has had before, with values of our own.
 const KNOWN: &str = r#"
 session_storage_type = "memory"
@@ -257,12 +259,32 @@ fn what_can_t_be_is_refused_with_what_to_do() {
         ("session_storage_type = \"Redis\"\n", redis),
         ("[attestation_service]\nstorage_type = \"redis\"\n", redis),
         ("[attestation_service.rvps_config]\nstorage_type = \"Redis\"\n", redis),
-        ("[admin]\ntype = \"Simple\"\npersonas = [{ id = \"a\", public_key_path = \"/k\" }]\n", "identity_providers"),
-        ("[admin]\nauth_public_key = \"/k\"\n", "identity_providers"),
+        ("[admin]\ntype = \"Simple\"\n", "identity_providers"),
+        ("[admin]\ntype = \"Simple\"\npersonas = [{ id = \"a\" }]\n", "identity_providers"),
+        ("[admin]\nauth_public_key = \"/k\"\nauthorization_mode = \"DenyAll\"\n", "identity_providers"),
+        ("[admin]\nauth_public_key = \"/k\"\nauthorization = {}\n", "identity_providers"),
         ("[admin]\nauthorization_mode = \"AuthenticatedAuthorization\"\n", "identity_providers"),
         ("[policy_engine]\npolicy_path = \"/p\"\n", "set-resource-policy"),
-        ("[[plugins]]\nname = \"resource\"\ntype = \"LocalFs\"\ndir_path = \"/d\"\n", "storage_backend"),
-        ("[attestation_service.rvps_config]\nstore_type = \"LocalFs\"\n", "storage_type"),
+        (
+            "[storage_backend]\nstorage_type = \"Sqlite\"\n[[plugins]]\nname = \"resource\"\ntype = \"LocalFs\"\n",
+            "beside [storage_backend]",
+        ),
+        ("[[plugins]]\nname = \"resource\"\ndir_path = \"/d\"\n", "under storage_backend"),
+        ("[attestation_service.rvps_config]\nstore_type = \"Sled\"\n", "storage_type"),
+        (
+            "[attestation_service.rvps_config]\nstore_type = \"LocalFs\"\nstore_config = { file_path = \"/a\" }\n\
+             [storage_backend.backends.local_fs]\ndir_path = \"/b\"\n",
+            "write that folder once",
+        ),
+        ("[attestation_service.rvps_config]\nstorage_type = \"LocalFs\"\nstorage = { type = \"LocalFs\" }\n", "twice"),
+        ("[attestation_service]\ntype = \"coco_as_grpc\"\ntls_mode = \"tls\"\n", "write https://"),
+        ("[attestation_service.policy_id_map]\na = []\n", "\"a\" has no policy"),
+        ("[attestation_service.policy_id_map]\na = 1\n", "the id of a policy, or a list of ids"),
+        (
+            "[attestation_policies]\na = \"x\"\n[attestation_service.policy_id_map]\na = \"y\"\n",
+            "attestation_policies is no key",
+        ),
+        ("[attestation_service]\ntimeout = 1441\n", "timeout"),
         ("[attestation_service.rvps_config]\nextractors = { typo = {} }\n", "swid_extractor"),
         ("[attestation_service]\ntype = \"intel_ta\"\n", "base_url"),
         ("[attestation_service]\ntimeout = 0\n", "timeout"),
@@ -323,7 +345,14 @@ fn the_other_roles_have_files_of_their_own() {
     assert_eq!(config.storage.directory(), Some(Path::new("/d")));
     assert!(!config.allow_unsigned, "whoever reaches the port could register");
     // A file in the older form once meant a storage in memory.
-    for text in [r#"{ "storage": { "type": "LocalJson", "file_path": "/f" } }"#, "{", "[]", r#"{ "storag": {} }"#] {
+    for text in [
+        r#"{ "storage": { "type": "Sled", "file_path": "/f" } }"#,
+        r#"{ "storage": { "type": "LocalFs", "storage_type": "Memory" } }"#,
+        r#"{ "storage": {}, "store_type": "LocalFs" }"#,
+        "{",
+        "[]",
+        r#"{ "storag": {} }"#,
+    ] {
         assert!(read_as::<ProviderConfig>(".json", text).is_err(), "{text}");
     }
     assert!(ProviderConfig::read(Path::new("/nowhere/rvps.json")).is_err());
