@@ -1,3 +1,5 @@
+//! Registration, signatures, expiry and replicas, as users meet them.
+
 use super::*;
 use crate::testing::Owner;
 use coset::{CoseSign1Builder, HeaderBuilder, TaggedCborSerializable as _, iana};

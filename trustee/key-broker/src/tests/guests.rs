@@ -206,3 +206,59 @@ async fn any_replica_explains_a_refusal() {
     first.pass(25 * 60 * 60);
     guest.get(&first, "a/b/c").await;
 }
+
+#[tokio::test]
+async fn a_token_too_long_for_a_cookie_serves_at_any_replica_until_it_ends() {
+    let first = Bench::new().await;
+    first.set_resource_policy("allow := true").await;
+    first.administer("POST", "resource/a/b/c", "a secret").await;
+    let second = first.replica(true).await;
+    let guest = Guest::challenged(&first).await;
+    let filler = "x".repeat(6_000);
+    let body = format!("version = \"0.1.0\"\nalgorithm = \"sha256\"\n[data]\nfiller = \"{filler}\"\n");
+    let mut attestation = serde_json::to_value(guest.attestation()).unwrap();
+    attestation["init-data"] = json!({ "format": "toml", "body": body });
+    let attestation: Attestation = serde_json::from_value(attestation).unwrap();
+
+    let attested = guest.attest(&first, &attestation).await;
+    let token = attested.json()["token"].as_str().unwrap().to_owned();
+    assert!(token.len() > 2_900 && pair(&attested).len() < 3_000);
+    let guest = Guest { cookie: pair(&attested), ..guest };
+    assert_eq!(guest.open(&guest.get(&second, "a/b/c").await), b"a secret");
+    first.pass(301);
+    assert_eq!(guest.get(&second, "a/b/c").await.refusal().0, 401);
+}
+
+#[tokio::test]
+async fn a_cookie_of_a_retired_key_opens_no_session() {
+    let bench = Bench::new().await;
+    let guest = Guest::challenged(&bench).await;
+    bench.pass(15 * 24 * 60 * 60);
+    let (status, variant, detail) = guest.attest(&bench, &guest.attestation()).await.refusal();
+    assert_eq!((status, variant.as_str()), (401, "RcarAttestFailed"));
+    assert!(detail.contains("POST /kbs/v0/auth"), "{detail}");
+}
+
+/// Whatever is sent, the answer says what is wrong, and the next guest is served.
+#[tokio::test]
+async fn malformed_messages_are_refused_and_nothing_else_suffers() {
+    let bench = Bench::new().await;
+    let guest = Guest::challenged(&bench).await;
+    let deep = "[".repeat(500);
+    let bodies: [&[u8]; 6] = [b"", b"{", b"\xff\xfe", b"{\"version\": 7}", b"null", deep.as_bytes()];
+    for body in bodies {
+        let auth = bench.send("POST", "/kbs/v0/auth", &[], body.to_vec()).await.refusal();
+        assert_eq!((auth.0, auth.1.as_str()), (400, "RcarAuthFailed"), "{body:?}");
+        let attest = bench.send("POST", "/kbs/v0/attest", &[("cookie", &guest.cookie)], body.to_vec()).await.refusal();
+        assert_eq!((attest.0, attest.1.as_str()), (400, "RcarAttestFailed"), "{body:?}");
+        let policy = bench.administer("POST", "resource-policy", body.to_vec()).await.refusal();
+        assert_eq!(policy.0, 400, "{body:?}");
+        let values = bench.administer("POST", "reference-value", body.to_vec()).await.refusal();
+        assert_eq!(values.0, 400, "{body:?}");
+    }
+    for policy_text in ["import data.other\nallow := true", "allow if allow", "f(x) := f(x)\nallow if f(1)"] {
+        let set = bench.administer("POST", "resource-policy", policy(policy_text)).await.refusal();
+        assert_eq!((set.0, set.1.as_str()), (400, "ParsePolicyError"), "{policy_text}");
+    }
+    assert_eq!(guest.attest(&bench, &guest.attestation()).await.status, StatusCode::OK);
+}

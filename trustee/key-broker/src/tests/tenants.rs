@@ -73,3 +73,26 @@ async fn a_tenants_policy_alone_decides_about_its_resources() {
     let guest = Guest { cookie: pair(&attested), ..guest };
     assert_eq!(guest.open(&guest.get(&bench, "blue/b/c").await), b"of blue");
 }
+
+/// A policy that affirms everything is its tenant's own affair.
+#[tokio::test]
+async fn what_one_tenant_affirms_opens_nothing_of_others() {
+    let bench = Bench::new().await;
+    bench.set_resource_policy("allow if input.submods.cpu0[\"ear.status\"] == \"affirming\"").await;
+    bench.administer("POST", "resource/free/b/c", "of nobody").await;
+    let lax = "package policy\ntrust_claims := {\"hardware\": 2, \"executables\": 3, \"configuration\": 2}";
+    let lax = json!({ "policy_id": "blue_cpu", "policy": URL_SAFE_NO_PAD.encode(lax) }).to_string();
+    assert_eq!(bench.administer_as("blue", "POST", "attestation-policy", &[], lax).await.status, StatusCode::OK);
+
+    let guest = Guest::challenged_with(&bench, json!({ "attestation-policy-selector": "blue" })).await;
+    let attested = guest.attest(&bench, &guest.attestation()).await;
+    let token = attested.json()["token"].as_str().unwrap().to_owned();
+    let claims = wire::token::unverified_claims(&token).unwrap();
+    assert_eq!(claims["submods"]["cpu0"]["ear.status"], "affirming");
+    let guest = Guest { cookie: pair(&attested), ..guest };
+    for path in ["free/b/c", "red/b/c"] {
+        assert_eq!(guest.get(&bench, path).await.refusal().0, 403, "{path}");
+    }
+    let refused = bench.audit().into_iter().rev().find(|line| line["event"] == "refusal").unwrap();
+    assert!(refused["cause"].as_str().unwrap().contains("another tenant"), "{refused}");
+}
