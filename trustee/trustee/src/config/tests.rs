@@ -1,3 +1,5 @@
+//! Configuration files as owners write them, and what is said about the wrong ones.
+
 use super::*;
 use crate::config::attestation::{RvpsType, ServiceType};
 use section::Nested;
