@@ -64,7 +64,10 @@ mod tests {
     }
 
     #[test]
-    #[cfg_attr(not(target_feature = "crt-static"), ignore = "needs a static build: RUSTFLAGS=-Ctarget-feature=+crt-static")]
+    #[cfg_attr(
+        not(target_feature = "crt-static"),
+        ignore = "needs a static build: RUSTFLAGS=-Ctarget-feature=+crt-static"
+    )]
     fn this_test_still_starts_when_stripped() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("stripped");
