@@ -1,0 +1,3 @@
+//! Key management services as sealed secrets and image keys use them: Alibaba Cloud and AWS.
+
+#![forbid(unsafe_code)]

@@ -1,0 +1,3 @@
+//! Volumes for containers: LUKS2 with and without integrity, opened, made, mounted and released.
+
+#![forbid(unsafe_code)]
