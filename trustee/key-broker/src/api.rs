@@ -26,6 +26,8 @@ use crate::session;
 pub(crate) struct Call {
     pub peer: IpAddr,
     pub method: Method,
+    /// The name under which the client reached us.
+    pub host: String,
     pub headers: HeaderMap,
     pub path: String,
     pub query: Option<String>,
@@ -82,7 +84,10 @@ impl Broker {
         let (Parts { method, uri, headers, .. }, body) = request.into_parts();
         let (body, held) = self.bodies.read(&headers, body).await?;
         let (path, query) = (uri.path().to_owned(), uri.query().map(str::to_owned));
-        Ok((Call { peer, method, headers, path, query, body }, held))
+        // HTTP/2 names the host beside the path, HTTP/1.1 in a header.
+        let named = headers.get(HOST).and_then(|host| host.to_str().ok()).map(str::to_owned);
+        let host = uri.authority().map(ToString::to_string).or(named).unwrap_or_default();
+        Ok((Call { peer, method, host, headers, path, query, body }, held))
     }
 
     async fn dispatch(&self, call: &Call) -> Result<Reply, Refusal> {
@@ -121,10 +126,9 @@ impl Broker {
             Route::Readyz => self.readyz().await,
             Route::Metrics => self.metrics(call).await,
             Route::Jwks => Reply::json(&self.attester.built_in()?.jwks()),
-            Route::OpenIdConfiguration => {
-                let host = call.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-                Reply::json(&self.attester.built_in()?.openid_configuration(&format!("{}://{host}", self.scheme)))
-            }
+            Route::OpenIdConfiguration => Reply::json(
+                &self.attester.built_in()?.openid_configuration(&format!("{}://{}", self.scheme, call.host)),
+            ),
         }
     }
 

@@ -169,6 +169,9 @@ async fn what_others_verify_tokens_with_is_published() {
     assert_eq!(jwks["keys"][0]["alg"], "ES256");
     let discovery = bench.send("GET", "/.well-known/openid-configuration", &[("host", "kbs.example")], "").await.json();
     assert_eq!(discovery["jwks_uri"], "https://kbs.example/.well-known/jwks.json");
+    // As it comes over HTTP/2.
+    let absolute = bench.send("GET", "https://kbs.example:8080/.well-known/openid-configuration", &[], "").await.json();
+    assert_eq!(absolute["issuer"], "https://kbs.example:8080");
 }
 
 #[tokio::test]
