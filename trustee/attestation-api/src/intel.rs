@@ -309,6 +309,31 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn a_token_of_somebody_else_s_policies_is_not_accepted() {
+        let client = |policy_ids: &[&str], allow_unmatched_policy| {
+            IntelTrustAuthority::new(IntelSettings {
+                base_url: "https://intel".to_owned(),
+                api_key: Zeroizing::new("the key".to_owned()),
+                policy_ids: policy_ids.iter().map(|&id| id.to_owned()).collect(),
+                allow_unmatched_policy,
+            })
+            .unwrap()
+        };
+        let matched = json!({ "policy_ids_matched": [{ "id": "a", "version": "v1" }] });
+        for (policy_ids, allow, claims, expected) in [
+            (["a"].as_slice(), false, &matched, true),
+            (&["a", "b"], false, &matched, false),
+            (&["b"], false, &matched, false),
+            (&["b"], true, &matched, true),
+            (&[], false, &matched, true),
+            (&["a"], false, &json!({}), false),
+            (&["a"], false, &json!({ "policy_ids_matched": "a" }), false),
+        ] {
+            assert_eq!(client(policy_ids, allow).accepts(claims), expected, "{policy_ids:?} {allow} {claims}");
+        }
+    }
+
     #[test]
     fn settings_that_can_not_be_used_are_refused() {
         for (base_url, api_key) in [("intel", "k"), ("ftp://intel", "k"), ("https://intel", "k\n")] {

@@ -29,6 +29,12 @@ impl Broker {
 
     async fn serve_by(&self, plugin: &dyn Plugin, call: &Call, request: &Request<'_>) -> Result<Reply, Refusal> {
         let Request { path, query, .. } = request;
+        // A plugin elsewhere is not asked on behalf of strangers.
+        if let Err(refusal) = self.token(call).await
+            && self.admin.authorize(call.bearer(), &call.method, &call.uri()).await.is_err()
+        {
+            return Err(refusal);
+        }
         match plugin.access(request).await? {
             Access::Administrator => {
                 let administrator = self.administrator(call).await?;

@@ -262,3 +262,86 @@ async fn malformed_messages_are_refused_and_nothing_else_suffers() {
     }
     assert_eq!(guest.attest(&bench, &guest.attestation()).await.status, StatusCode::OK);
 }
+
+/// Guests of Intel Trust Authority are told the hash that it expects of their TEE, and others are sent away.
+#[tokio::test]
+async fn the_hash_algorithm_is_the_one_that_the_service_expects() {
+    let settings = attestation_api::IntelSettings {
+        base_url: "https://ita.example".to_owned(),
+        api_key: zeroize::Zeroizing::new("key".to_owned()),
+        policy_ids: Vec::new(),
+        allow_unmatched_policy: false,
+    };
+    let service = attestation_api::IntelTrustAuthority::new(settings).unwrap();
+    let bench = Bench::by(Service::Intel(service)).await;
+    let auth = async |tee: &str, offered: Value| {
+        let request =
+            json!({ "version": "0.4.0", "tee": tee, "extra-params": { "supported-hash-algorithms": offered } });
+        bench.send("POST", "/kbs/v0/auth", &[], request.to_string()).await
+    };
+    for (tee, expected) in [("tdx", "sha512"), ("sgx", "sha256"), ("az-tdx-vtpm", "sha256")] {
+        let challenge = auth(tee, json!(["sha256", "sha384", "sha512"])).await.json();
+        assert_eq!(challenge["extra-params"]["selected-hash-algorithm"], expected, "{tee}");
+        assert_eq!(auth(tee, json!(["sha384"])).await.refusal().0, 400, "{tee}");
+    }
+    assert_eq!(auth("snp", json!(["sha384"])).await.refusal().0, 403);
+}
+
+#[tokio::test]
+async fn every_kind_of_key_gets_its_secret() {
+    use wire::jwe::{EcdhCurve, MlKemKey, RsaKey};
+    let bench = Bench::new().await;
+    bench.set_resource_policy("allow := true").await;
+    bench.administer("POST", "resource/a/b/c", "a secret").await;
+    let fetch = async |jwk: Value| {
+        let guest = Guest::challenged(&bench).await;
+        let runtime_data = RuntimeData { nonce: guest.nonce.clone(), tee_pubkey: jwk };
+        let report_data = STANDARD.encode(runtime_data.report_data("", HashAlgorithm::Sha384).unwrap());
+        let mut attestation = guest.attestation();
+        attestation.runtime_data = runtime_data;
+        attestation.tee_evidence.primary_evidence["report_data"] = json!(report_data);
+        let attested = guest.attest(&bench, &attestation).await;
+        assert_eq!(attested.status, StatusCode::OK, "{}", String::from_utf8_lossy(&attested.body));
+        let guest = Guest { cookie: pair(&attested), ..guest };
+        serde_json::from_slice::<Jwe>(&guest.get(&bench, "a/b/c").await.body).unwrap()
+    };
+    let p521 = TeeKey::generate_on(EcdhCurve::P521).unwrap();
+    assert_eq!(p521.open(&fetch(p521.public_jwk().unwrap()).await).unwrap().as_slice(), b"a secret");
+    let ml_kem = MlKemKey::generate().unwrap();
+    assert_eq!(ml_kem.open(&fetch(ml_kem.public_jwk().unwrap()).await).unwrap().as_slice(), b"a secret");
+    let pair = aws_lc_rs::rsa::KeyPair::generate(aws_lc_rs::rsa::KeySize::Rsa2048).unwrap();
+    let der: aws_lc_rs::encoding::Pkcs8V1Der<'_> = pair.as_der().unwrap();
+    // The PKCS#1 key is the last member of the PKCS#8 document, behind 26 bytes.
+    let pem = format!(
+        "-----BEGIN RSA PRIVATE KEY-----\n{}\n-----END RSA PRIVATE KEY-----",
+        STANDARD.encode(&der.as_ref()[26..])
+    );
+    let rsa = RsaKey::from_pkcs1_pem(&pem).unwrap();
+    let mut jwk = rsa.public_jwk().unwrap();
+    assert_eq!(rsa.open(&fetch(jwk.clone()).await).unwrap().as_slice(), b"a secret");
+
+    jwk["alg"] = json!("RSA1_5");
+    let guest = Guest::challenged(&bench).await;
+    let mut attestation = guest.attestation();
+    attestation.runtime_data.tee_pubkey = jwk;
+    assert_eq!(guest.attest(&bench, &attestation).await.refusal().0, 400, "RSA1_5 is off unless it is allowed");
+}
+
+/// A token is taken without a second verification only if it is, byte for byte, one that was signed here.
+#[tokio::test]
+async fn a_token_like_one_that_was_issued_is_verified() {
+    let bench = Bench::new().await;
+    bench.set_resource_policy("allow := true").await;
+    bench.administer("POST", "resource/a/b/c", "a secret").await;
+    let (_, token) = Guest::attested(&bench).await;
+    let signature = token.rfind('.').unwrap() + 1;
+    let other = if token.as_bytes()[signature] == b'A' { 'B' } else { 'A' };
+    let forged = format!("{}{other}{}", &token[..signature], &token[signature + 1..]);
+    let fetch = async |token: &str| {
+        let bearer = format!("Bearer {token}");
+        bench.send("GET", "/kbs/v0/resource/a/b/c", &[("authorization", &bearer)], "").await.status.as_u16()
+    };
+    assert_eq!((fetch(&forged).await, fetch(&token).await), (401, 200));
+    bench.pass(300);
+    assert_eq!(fetch(&token).await, 401);
+}

@@ -59,6 +59,22 @@ impl Bench {
     }
 
     async fn on(store: Store, seconds: Arc<AtomicU64>, owner: Arc<Owner>, sample: bool) -> Self {
+        Self::with(store, seconds, owner, sample, None).await
+    }
+
+    /// A broker that has evidence verified by another service than its own.
+    async fn by(service: Service) -> Self {
+        let Self { store, seconds, owner, .. } = Self::new().await;
+        Self::with(store, seconds, owner, true, Some(service)).await
+    }
+
+    async fn with(
+        store: Store,
+        seconds: Arc<AtomicU64>,
+        owner: Arc<Owner>,
+        sample: bool,
+        other: Option<Service>,
+    ) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let clock = Clock::set_by(seconds.clone());
         let unsigned = ReferenceSettings { allow_unsigned: true, ..ReferenceSettings::default() };
@@ -69,7 +85,7 @@ impl Bench {
         let parts = Parts {
             store: store.clone(),
             clock: clock.clone(),
-            attester: Attester::new(Service::BuiltIn(service), None),
+            attester: Attester::new(other.unwrap_or(Service::BuiltIn(service)), None),
             reference_values: Provider::BuiltIn(reference_values),
             backend: resource_backends::open(Default::default(), store.clone(), clock.clone()).await.unwrap(),
             plugins: Vec::new(),
