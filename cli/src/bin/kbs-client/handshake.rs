@@ -2,7 +2,7 @@
 
 use evidence::Attester;
 use reqwest::Method;
-use reqwest::header::{COOKIE, SET_COOKIE};
+use reqwest::header::{AUTHORIZATION, COOKIE, HeaderMap, SET_COOKIE};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use wire::initdata::InitData;
@@ -18,12 +18,14 @@ use crate::trustee::{self, Trustee};
 pub struct Guest {
     trustee: Trustee,
     key: TeeKeyFile,
+    /// The session's cookie, once it has attested.
+    cookie: Option<String>,
 }
 
 impl Guest {
     /// A guest that secrets are sealed to by its key.
     pub fn new(trustee: Trustee, key: TeeKeyFile) -> Self {
-        Self { trustee, key }
+        Self { trustee, key, cookie: None }
     }
 
     /// Attests, and returns the token.
@@ -33,8 +35,7 @@ impl Guest {
     pub async fn attest(&mut self, attester: &Attester, initdata: Option<&InitData>) -> Result<String, Error> {
         let request = serde_json::to_vec(&Request::new(attester.tee())).unwrap_or_default();
         let answer = self.trustee.send(Method::POST, "auth", request, None).await?;
-        let cookies = answer.headers.get_all(SET_COOKIE).iter().filter_map(|cookie| cookie.to_str().ok());
-        let pairs: Vec<&str> = cookies.filter_map(|cookie| cookie.split(';').next()).collect();
+        let cookie = (COOKIE, cookies(&answer.headers));
         let challenge: Challenge = parse("the challenge", &answer.body)?;
 
         let algorithm = challenge.hash_algorithm()?;
@@ -54,19 +55,24 @@ impl Guest {
         if let Some(initdata) = initdata {
             attestation["init-data"] = json!({ "format": "toml", "body": initdata.text() });
         }
-        let cookie = Some((COOKIE, pairs.join("; ")));
-        let answer = self.trustee.send(Method::POST, "attest", attestation.to_string().into_bytes(), cookie).await?;
+        let attestation = attestation.to_string().into_bytes();
+        let answer = self.trustee.send(Method::POST, "attest", attestation, Some(cookie)).await?;
+        self.cookie = Some(cookies(&answer.headers)).filter(|cookie| !cookie.is_empty());
         Ok(parse::<TokenResponse>("the token", &answer.body)?.token)
     }
 
-    /// Fetches a resource with a token that was issued for this guest's key.
+    /// Fetches a resource in the session that attested, or else with a token that was issued for this guest's key.
     ///
     /// # Errors
     /// [`Error`] with the stage that failed.
     pub async fn fetch(&self, path: &ResourcePath, token: &str) -> Result<Zeroizing<Vec<u8>>, Error> {
-        let bearer = (reqwest::header::AUTHORIZATION, format!("Bearer {token}"));
+        // A token may be longer than servers take in a header.
+        let who = match &self.cookie {
+            Some(cookie) => (COOKIE, cookie.clone()),
+            None => (AUTHORIZATION, format!("Bearer {token}")),
+        };
         let path = ResourceUri::resource(path).url_path();
-        let answer = self.trustee.send(Method::GET, &path, Vec::new(), Some(bearer)).await?;
+        let answer = self.trustee.send(Method::GET, &path, Vec::new(), Some(who)).await?;
         let sealed: Jwe = parse("the resource", &answer.body)?;
         Ok(self.key.open(&sealed)?)
     }
@@ -85,6 +91,12 @@ pub enum Error {
     Answer { what: &'static str, line: usize, column: usize },
     #[error("key: {0}; next: check that --tee-key-file is the key that the token was issued for")]
     Key(#[from] tee_key::Error),
+}
+
+/// The cookies that an answer sets, as a request sends them back.
+fn cookies(headers: &HeaderMap) -> String {
+    let set = headers.get_all(SET_COOKIE).iter().filter_map(|cookie| cookie.to_str().ok());
+    set.filter_map(|cookie| cookie.split(';').next()).collect::<Vec<_>>().join("; ")
 }
 
 /// The parser's own words could repeat a token, so only the place is told.
