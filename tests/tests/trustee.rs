@@ -335,6 +335,24 @@ async fn the_client_speaks_to_people_and_to_programs() {
     assert_eq!(fetched.stdout.lines().count(), 1, "{fetched}");
 }
 
+/// A guest with a device: both are appraised, the device's evidence is bound to the machine's.
+#[tokio::test]
+async fn a_device_is_appraised_beside_its_machine() {
+    let lab = Lab::new();
+    let trustee = lab.trustee();
+    let url = trustee.url();
+    let ca = trustee.folder().join("ca.pem");
+    let attested = Command::new(Lab::program("kbs-client"))
+        .args(["--url", &url, "--cert-file", text(&ca), "attest"])
+        .env("ENABLE_SAMPLE_DEVICE", "1")
+        .output()
+        .unwrap();
+    assert!(attested.status.success(), "{}", String::from_utf8_lossy(&attested.stderr));
+    let token = String::from_utf8(attested.stdout).unwrap();
+    let claims = wire::token::unverified_claims(token.trim()).unwrap();
+    assert!(claims["submods"]["cpu0"].is_object() && claims["submods"]["gpu0"].is_object(), "{claims}");
+}
+
 /// A role of the program `trustee`, and where it listens.
 fn role(arguments: &[&str]) -> (Daemon, String) {
     let daemon = Daemon::start(Command::new(Lab::program("trustee")).args(arguments));
