@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod event_log;
 pub mod evidence;
 pub mod initdata;
 pub mod jwe;
@@ -15,6 +16,7 @@ pub mod milestone;
 pub mod rcar;
 pub mod reference_value;
 pub mod resource;
+pub mod sealed_secret;
 pub mod token;
 
 mod encoding;
