@@ -1,19 +1,59 @@
-//! The sample TEE: evidence for machines without hardware.
+//! The sample TEE and its device: evidence for machines without hardware.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 use wire::evidence::SampleEvidence;
+use wire::rcar::Tee;
 
-use crate::Error;
+use crate::attester::{Collector, Device};
+use crate::machine::Machine;
+use crate::registers::SoftwareRegisters;
+use crate::{Error, Registers};
 
-/// Evidence with the report data as it is, neither padded nor cut: its verifier compares it as a whole.
-pub(crate) fn evidence(report_data: &[u8]) -> Result<Value, Error> {
-    let evidence = SampleEvidence { svn: SVN.to_owned(), report_data: STANDARD.encode(report_data) };
-    serde_json::to_value(evidence).map_err(|e| Error::Json(e.to_string()))
+/// The sample TEE. It proves nothing: neither its evidence nor its registers.
+#[derive(Debug)]
+pub(crate) struct Sample(SoftwareRegisters);
+
+impl Sample {
+    pub(crate) const fn new() -> Self {
+        Self(SoftwareRegisters::new())
+    }
 }
 
-const SVN: &str = "1";
+impl Collector for Sample {
+    fn tee(&self) -> Tee {
+        Tee::Sample
+    }
+
+    fn evidence(&self, _: &Machine, report_data: &[u8]) -> Result<Value, Error> {
+        evidence("1", report_data)
+    }
+
+    fn registers(&self) -> Option<&dyn Registers> {
+        Some(&self.0)
+    }
+}
+
+/// The sample TEE's device.
+#[derive(Debug)]
+pub(crate) struct SampleDevice;
+
+impl Device for SampleDevice {
+    fn tee(&self) -> Tee {
+        Tee::SampleDevice
+    }
+
+    fn evidence(&self, report_data: &[u8]) -> Result<Value, Error> {
+        evidence("2", report_data)
+    }
+}
+
+/// Evidence with the report data as it is, neither padded nor cut: its verifier compares it as a whole.
+fn evidence(svn: &str, report_data: &[u8]) -> Result<Value, Error> {
+    let evidence = SampleEvidence { svn: svn.to_owned(), report_data: STANDARD.encode(report_data) };
+    serde_json::to_value(evidence).map_err(|e| Error::Json(e.to_string()))
+}
 
 #[cfg(test)]
 mod tests {
@@ -21,7 +61,7 @@ mod tests {
 
     #[test]
     fn it_has_the_form_on_the_wire() {
-        let evidence = evidence(&[0xfb, 0xff]).unwrap();
+        let evidence = Sample::new().evidence(&Machine::NONE, &[0xfb, 0xff]).unwrap();
         assert_eq!(evidence, serde_json::json!({ "svn": "1", "report_data": "+/8=" }));
     }
 }
