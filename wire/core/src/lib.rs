@@ -12,6 +12,7 @@ pub mod initdata;
 pub mod jwe;
 pub mod key_provider;
 pub mod layer;
+pub mod luks2;
 pub mod milestone;
 pub mod rcar;
 pub mod reference_value;
