@@ -33,6 +33,14 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// A program that was to be in the image can't be.
+    #[error("guest image: {} can't be in the image: {reason}; next: install its package, or leave it out", path.display())]
+    Program {
+        /// The program, or a library that it needs.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A tool of the distribution is missing.
     #[error("kernel download: {tool} can't be run: {cause}; next: build on Debian, or pass --kernel and --modules")]
     Tool {

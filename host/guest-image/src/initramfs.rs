@@ -1,13 +1,15 @@
 //! What the guest's root holds when its first process starts.
 
+use std::collections::BTreeMap;
+
 use crate::cpio::Archive;
 use crate::modules::Module;
 
 /// Lays out guestd, its modules and the few nodes it needs before it has mounted anything.
 ///
 /// `groups` are in load order, which becomes `/etc/cocoon/modules`: one file name in `/lib/modules` a line, an empty line
-/// between groups.
-pub(crate) fn compose(guestd: Vec<u8>, groups: Vec<Vec<Module>>) -> Vec<u8> {
+/// between groups. `programs` are executables and libraries by their paths.
+pub(crate) fn compose(guestd: Vec<u8>, groups: Vec<Vec<Module>>, programs: BTreeMap<String, Vec<u8>>) -> Vec<u8> {
     let mut root = Archive::default();
     for (path, permissions) in FOLDERS {
         root.folder(path, permissions);
@@ -22,14 +24,25 @@ pub(crate) fn compose(guestd: Vec<u8>, groups: Vec<Vec<Module>>) -> Vec<u8> {
     for Module { file_name, bytes } in groups.into_iter().flatten() {
         root.file(&format!("lib/modules/{file_name}"), 0o644, bytes);
     }
+    for (path, bytes) in programs {
+        let folders = path.match_indices('/').map(|(end, _)| &path[..end]);
+        folders.for_each(|folder| root.folder(folder, 0o755));
+        root.file(&path, 0o755, bytes);
+    }
     root.file("init", 0o755, guestd);
     root.finish()
 }
 
-/// The modules a guest needs, in the groups in which it loads them: for its first answer to the host, for a pod, and
-/// for a TEE, where it runs in one. Each is checked for its signature when it is loaded, which takes its time.
-pub(crate) const MODULES: &[&[&str]] =
-    &[&["vmw_vsock_virtio_transport", "virtio_blk"], &["virtio_net", "overlay"], &["tsm", "tdx_guest", "sev_guest"]];
+/// The modules a guest needs, in the groups in which it loads them: for its first answer to the host, for a pod, for a TEE,
+/// where it runs in one, and for volumes. Each is checked for its signature when it is loaded, which takes its time.
+///
+/// Of ciphers there are the processor's own instructions too, without which a volume is ten times slower.
+pub(crate) const MODULES: &[&[&str]] = &[
+    &["vmw_vsock_virtio_transport", "virtio_blk"],
+    &["virtio_net", "overlay"],
+    &["tsm", "tdx_guest", "sev_guest"],
+    &["dm_crypt", "dm_integrity", "dm_verity", "xts", "authenc", "aesni_intel", "sha256_ssse3", "erofs", "loop"],
+];
 
 const FOLDERS: [(&str, u32); 10] = [
     ("dev", 0o755),
@@ -49,20 +62,26 @@ mod tests {
     use super::*;
     use crate::cpio::tests::parse;
 
+    fn programs() -> BTreeMap<String, Vec<u8>> {
+        BTreeMap::from([("usr/sbin/mke2fs".to_owned(), b"program".to_vec())])
+    }
+
     #[test]
     fn the_load_order_names_the_files_that_are_there() {
         let module = |name: &str| Module { file_name: name.to_owned(), bytes: name.as_bytes().to_vec() };
-        let root = parse(&compose(b"guestd".to_vec(), vec![vec![module("vsock.ko")], vec![module("overlay.ko")]]));
+        let root =
+            parse(&compose(b"guestd".to_vec(), vec![vec![module("vsock.ko")], vec![module("overlay.ko")]], programs()));
         let bytes = |path: &str| root.iter().find(|entry| entry.path == path).map(|entry| &entry.bytes[..]);
 
         assert_eq!(bytes("etc/cocoon/modules"), Some(&b"vsock.ko\n\noverlay.ko\n"[..]));
         assert_eq!(bytes("lib/modules/overlay.ko"), Some(&b"overlay.ko"[..]));
         assert_eq!(bytes("init"), Some(&b"guestd"[..]));
+        assert_eq!(bytes("usr/sbin/mke2fs"), Some(&b"program"[..]));
     }
 
     #[test]
     fn every_entry_has_its_folder() {
-        let root = parse(&compose(Vec::new(), Vec::new()));
+        let root = parse(&compose(Vec::new(), Vec::new(), programs()));
         let paths: Vec<_> = root.iter().map(|entry| &entry.path).collect();
         for path in &paths {
             if let Some((folder, _)) = path.rsplit_once('/') {

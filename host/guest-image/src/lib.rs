@@ -29,6 +29,7 @@ mod initramfs;
 mod kernel;
 mod manifest;
 mod modules;
+mod programs;
 #[cfg(test)]
 mod synthetic;
 mod vmlinux;
@@ -76,6 +77,18 @@ pub struct GuestImage {
 /// [`Error`] with stage, cause and next step. A failed or interrupted build leaves either the older image or a folder
 /// that [`GuestImage::open`] refuses.
 pub fn build(options: &BuildOptions) -> Result<GuestImage, Error> {
+    build_with_programs(options, &[])
+}
+
+/// The same with programs of this machine beside guestd, each with the shared libraries that it needs.
+///
+/// `/usr/sbin/mke2fs` makes file systems on encrypted volumes: 3 MB with its libraries, which is why it is not in every image.
+/// The bytes are those of this machine's packages, so that the same image needs the same packages.
+///
+/// # Errors
+/// Those of [`build`], and [`Error::Program`].
+pub fn build_with_programs(options: &BuildOptions, programs: &[PathBuf]) -> Result<GuestImage, Error> {
+    let programs = programs::collect(programs)?;
     let guestd = executable::strip(files::read(&options.guestd, MAX_GUESTD)?)
         .map_err(|reason| Error::Guestd { path: options.guestd.clone(), reason })?;
 
@@ -85,7 +98,7 @@ pub fn build(options: &BuildOptions) -> Result<GuestImage, Error> {
     let vmlinux = bzimage.vmlinux()?;
     let modules = ModuleTree::open(&kernel.modules)?.closure(initramfs::MODULES, bzimage.release())?;
     let names = modules.iter().flatten().map(|module| module.file_name.clone()).collect();
-    let initramfs = initramfs::compose(guestd, modules);
+    let initramfs = initramfs::compose(guestd, modules, programs);
 
     let manifest = Manifest {
         schema: manifest::SCHEMA,
