@@ -8,12 +8,28 @@ use crate::{Error, cargo, root, run, step};
 /// Builds every program of the project but the guest's.
 pub fn programs() -> Result<(), Error> {
     step("building the programs");
-    run(&mut cargo(&["build", "--release", "--workspace", "--exclude", "guestd", "--bins"]))
+    run(&mut cargo(&[
+        "build",
+        "--release",
+        "--workspace",
+        "--exclude",
+        "guestd",
+        "--exclude",
+        "volume-guest",
+        "--bins",
+    ]))
 }
 
 /// Builds the init of the boot benchmark's bare machine, which has no libraries to link to.
 pub fn bare_init() -> Result<(), Error> {
     let of_init = ["rustc", "--release", "--package", "tests", "--bin", "bare-init"];
+    run(cargo(&of_init).args(["--", "-C", "target-feature=+crt-static"]))
+}
+
+/// Builds the init of the guest in which volumes are tested, linked statically for the same reason.
+pub fn volume_guest() -> Result<(), Error> {
+    step("building the volumes' test guest");
+    let of_init = ["rustc", "--release", "--package", "volume-guest"];
     run(cargo(&of_init).args(["--", "-C", "target-feature=+crt-static"]))
 }
 

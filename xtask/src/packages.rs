@@ -68,6 +68,10 @@ const PACKAGES: &[Package] = &[
     Package { name: "softhsm2", file: "/usr/bin/softhsm2-util" },
     Package { name: "opensc", file: "/usr/bin/pkcs11-tool" },
     Package { name: "nebula", file: "/usr/bin/nebula-cert" },
+    // Volumes: the file systems in them, layers with hash trees, and the program that ours are compared with.
+    Package { name: "e2fsprogs", file: "/usr/sbin/mke2fs" },
+    Package { name: "erofs-utils", file: "/usr/bin/mkfs.erofs" },
+    Package { name: "cryptsetup-bin", file: "/usr/sbin/cryptsetup" },
     Package { name: "iproute2", file: "/bin/ip" },
     Package { name: "ca-certificates", file: "/etc/ssl/certs/ca-certificates.crt" },
     Package { name: "debian-archive-keyring", file: "/usr/share/keyrings/debian-archive-keyring.gpg" },

@@ -23,6 +23,7 @@ pub fn run(full: bool) -> Result<(), Error> {
     ]))?;
     build::programs()?;
     build::guest_image()?;
+    build::volume_guest()?;
 
     step("running all tests");
     let mut counted = Counts::default();

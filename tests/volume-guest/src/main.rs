@@ -1,0 +1,415 @@
+//! The first process of a guest that tries out volumes: each case says on the console how it went.
+//!
+//! `tests/volumes.rs` boots it, with disks by their names: `plain`, `sealed`, `raw`, `ephemeral`, `forged`, `stock`,
+//! `layer`, `tampered-layer`.
+
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used)]
+
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt as _, symlink};
+use std::panic::AssertUnwindSafe;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use device_mapper::{Mapping, Target, Verity};
+use nix::kmod::{ModuleInitFlags, finit_module};
+use nix::mount::{MsFlags, mount, umount};
+use nix::sys::reboot::{RebootMode, reboot};
+use secure_mount::{Config, Error, MountRequest, SecureMounts};
+use zeroize::Zeroizing;
+
+fn main() {
+    start();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let phase = std::env::args().nth(1).unwrap_or_default();
+    match phase.as_str() {
+        "first" => {
+            run("a_new_volume_is_there_again_after_it_was_released", || runtime.block_on(plain()));
+            run("a_volume_with_integrity_is_there_again", || runtime.block_on(sealed()));
+            run("stock_cryptsetup_opens_our_volumes", stock_opens_ours);
+            run("we_open_a_volume_of_stock_cryptsetup", || runtime.block_on(ours_opens_stock()));
+            run("tampered_ciphertext_reads_as_an_error_and_never_as_other_data", || runtime.block_on(tampered()));
+            run("an_ephemeral_volume_leaves_nothing", || runtime.block_on(ephemeral()));
+            run("a_header_with_a_null_cipher_is_refused", || runtime.block_on(forged()));
+            run("a_failure_leaves_nothing_behind", || runtime.block_on(failing()));
+            run("a_layer_is_read_through_dm_verity", layer);
+            run("a_tampered_layer_reads_as_an_error", tampered_layer);
+        }
+        "second" => {
+            run("both_volumes_are_there_in_another_guest", || runtime.block_on(reopened()));
+        }
+        other => println!("case {other:?}: FAILED: there is no such phase"),
+    }
+    println!("volumes: done");
+    nix::unistd::sync();
+    let _ = reboot(RebootMode::RB_POWER_OFF);
+}
+
+async fn plain() {
+    let mounts = SecureMounts::new(Config::default());
+    let new = with_key(request("plain", "empty", "fileSystem", "/run/plain"));
+    mounts.mount(new.clone()).await.unwrap();
+    fill("/run/plain/file");
+    assert!(options_of("/run/plain").contains("noatime"));
+
+    // The same again changes nothing, and anything else is refused.
+    mounts.mount(new.clone()).await.unwrap();
+    check("/run/plain/file");
+    let other = with_key(request("plain", "encrypted", "fileSystem", "/run/plain"));
+    assert!(matches!(mounts.mount(other).await, Err(Error::Conflict(_))));
+    let elsewhere = with_key(request("plain", "encrypted", "fileSystem", "/run/elsewhere"));
+    assert!(matches!(mounts.mount(elsewhere.clone()).await, Err(Error::InUse(_))));
+    assert!(!Path::new("/run/elsewhere").exists());
+
+    let open = File::open("/run/plain/file").unwrap();
+    assert!(matches!(mounts.unmount(Path::new("/run/plain")).await, Err(Error::Busy(_))));
+    drop(open);
+    mounts.unmount(Path::new("/run/plain")).await.unwrap();
+    assert_nothing_left("/run/plain");
+    assert!(!holds_plaintext("plain"));
+
+    // A second "empty" would lose the data.
+    assert!(matches!(mounts.mount(new).await, Err(Error::Occupied(_))));
+    let mut wrong = elsewhere.clone();
+    wrong.key = Some(Zeroizing::new(vec![0xfd; 32]));
+    assert!(matches!(mounts.mount(wrong).await, Err(Error::Header(wire::luks2::Error::WrongKey))));
+    assert_nothing_left("/run/elsewhere");
+
+    let mut read_only = elsewhere;
+    read_only.flags = vec!["ro,noexec".to_owned()];
+    mounts.mount(read_only).await.unwrap();
+    check("/run/elsewhere/file");
+    assert!(fs::write("/run/elsewhere/other", "x").is_err());
+    assert!(options_of("/run/elsewhere").contains("noexec"));
+    mounts.unmount_all().await.unwrap();
+    assert_nothing_left("/run/elsewhere");
+}
+
+async fn sealed() {
+    let mounts = SecureMounts::new(Config::default());
+    let new = with_integrity(with_key(request("sealed", "empty", "fileSystem", "/run/sealed")), true);
+    mounts.mount(new).await.unwrap();
+    fill("/run/sealed/file");
+    mounts.unmount_all().await.unwrap();
+    assert_nothing_left("/run/sealed");
+    assert!(!holds_plaintext("sealed"));
+
+    let existing = with_key(request("sealed", "encrypted", "fileSystem", "/run/sealed"));
+    let refused = mounts.mount(with_integrity(existing.clone(), false)).await;
+    assert!(matches!(refused, Err(Error::Integrity { asked: false, found: true })));
+    mounts.mount(with_integrity(existing, true)).await.unwrap();
+    check("/run/sealed/file");
+    mounts.unmount_all().await.unwrap();
+    assert_nothing_left("/run/sealed");
+}
+
+fn stock_opens_ours() {
+    for disk in ["plain", "sealed"] {
+        cryptsetup(&["open", "--key-file", KEY_FILE, &disk_path(disk), "stock"]);
+        fs::create_dir_all("/run/stock").unwrap();
+        mount(Some("/dev/mapper/stock"), "/run/stock", Some("ext4"), MsFlags::empty(), None::<&str>).unwrap();
+        check("/run/stock/file");
+        umount("/run/stock").unwrap();
+        cryptsetup(&["close", "stock"]);
+    }
+}
+
+async fn ours_opens_stock() {
+    let disk = disk_path("stock");
+    let format = "luksFormat --type luks2 --cipher aes-xts-plain64 --key-size 512 --integrity hmac-sha256 \
+         --pbkdf pbkdf2 --pbkdf-force-iterations 1000 --sector-size 4096 --key-file";
+    let format: Vec<&str> = format.split_whitespace().chain([KEY_FILE, &disk]).collect();
+    cryptsetup(&format);
+
+    let mounts = SecureMounts::new(Config::default());
+    let existing = with_integrity(with_key(request("stock", "encrypted", "device", "/run/device")), true);
+    mounts.mount(existing).await.unwrap();
+    let device = File::options().read(true).write(true).open("/run/device").unwrap();
+    device.write_all_at(&pattern(0, 1 << 20), 0).unwrap();
+    device.sync_all().unwrap();
+    drop(device);
+    mounts.unmount_all().await.unwrap();
+    assert!(fs::symlink_metadata("/run/device").is_err());
+
+    cryptsetup(&["open", "--key-file", KEY_FILE, &disk, "stock"]);
+    let mut read = vec![0; 1 << 20];
+    File::open("/dev/mapper/stock").unwrap().read_exact_at(&mut read, 0).unwrap();
+    assert!(read == pattern(0, 1 << 20));
+    cryptsetup(&["close", "stock"]);
+}
+
+async fn tampered() {
+    let mounts = SecureMounts::new(Config::default());
+    let mut new = with_integrity(with_key(request("raw", "empty", "device", "/run/device")), true);
+    new.options.insert("mapperName".to_owned(), "raw-data".to_owned());
+    mounts.mount(new).await.unwrap();
+    assert_eq!(fs::read_link("/run/device").unwrap(), Path::new("/dev/mapper/raw-data"));
+    let size = length("/run/device");
+    let device = File::options().write(true).open("/run/device").unwrap();
+    for block in 0..size / BLOCK {
+        device.write_all_at(&pattern(block, BLOCK as usize), block * BLOCK).unwrap();
+    }
+    device.sync_all().unwrap();
+    drop(device);
+    mounts.unmount_all().await.unwrap();
+
+    // As the host would: one bit of every other block, towards the end, where there is nothing but data.
+    let disk = File::options().read(true).write(true).open(disk_path("raw")).unwrap();
+    let end = length(&disk_path("raw")) / BLOCK * BLOCK;
+    for at in (end - 64 * BLOCK..end - 32 * BLOCK).step_by(2 * BLOCK as usize) {
+        let mut byte = [0];
+        disk.read_exact_at(&mut byte, at).unwrap();
+        disk.write_all_at(&[byte[0] ^ 1], at).unwrap();
+    }
+    disk.sync_all().unwrap();
+    drop(disk);
+
+    let existing = with_integrity(with_key(request("raw", "encrypted", "device", "/run/device")), true);
+    mounts.mount(existing).await.unwrap();
+    let device = File::open("/run/device").unwrap();
+    let (mut errors, mut read) = (0, vec![0; BLOCK as usize]);
+    for block in 0..size / BLOCK {
+        match device.read_exact_at(&mut read, block * BLOCK) {
+            Ok(()) => assert!(read == pattern(block, BLOCK as usize), "block {block} reads as something else"),
+            Err(error) => {
+                assert_eq!(error.raw_os_error(), Some(nix::errno::Errno::EIO as i32));
+                errors += 1;
+            }
+        }
+    }
+    drop(device);
+    mounts.unmount_all().await.unwrap();
+    assert_eq!(errors, 16, "blocks that read as errors");
+}
+
+async fn ephemeral() {
+    let mounts = SecureMounts::new(Config::default());
+    for integrity in [true, false] {
+        let new = with_integrity(request("ephemeral", "empty", "fileSystem", "/run/ephemeral"), integrity);
+        mounts.mount(new.clone()).await.unwrap();
+        fill("/run/ephemeral/file");
+        mounts.unmount_all().await.unwrap();
+        assert_nothing_left("/run/ephemeral");
+        assert!(!holds_plaintext("ephemeral"));
+        let mut start = [0; 4];
+        File::open(disk_path("ephemeral")).unwrap().read_exact_at(&mut start, 0).unwrap();
+        assert_ne!(&start, b"LUKS");
+
+        mounts.mount(new).await.unwrap();
+        assert!(!Path::new("/run/ephemeral/file").exists());
+        mounts.unmount_all().await.unwrap();
+    }
+}
+
+async fn forged() {
+    let mounts = SecureMounts::new(Config::default());
+    let refused = mounts.mount(with_key(request("forged", "encrypted", "fileSystem", "/run/forged"))).await;
+    let said = refused.unwrap_err().to_string();
+    assert!(said.contains("the key slot's cipher is \"cipher_null-ecb\""), "{said}");
+    assert_nothing_left("/run/forged");
+}
+
+async fn failing() {
+    let mounts = SecureMounts::new(Config::default());
+    let mut new = with_integrity(with_key(request("forged", "empty", "fileSystem", "/run/a/b")), true);
+    // It has a header, which would have to go first.
+    assert!(matches!(mounts.mount(new.clone()).await, Err(Error::Occupied(_))));
+    File::options().write(true).open(disk_path("forged")).unwrap().write_all_at(&[0; 4096], 0).unwrap();
+    new.options.insert("mkfsOpts".to_owned(), "-O no_such_feature".to_owned());
+    for _ in 0..2 {
+        assert!(matches!(mounts.mount(new.clone()).await, Err(Error::Mkfs(_))));
+        assert_nothing_left("/run/a");
+    }
+    let folder = Path::new("/run/a-file");
+    fs::write(folder, "").unwrap();
+    new.options.remove("mkfsOpts");
+    new.mount_point = folder.join("b");
+    assert!(mounts.mount(new.clone()).await.is_err());
+    assert_nothing_left("/run/a-file/b");
+    // The device still counts as empty.
+    new.mount_point = "/run/a".into();
+    mounts.mount(new).await.unwrap();
+    drop(mounts);
+    assert_nothing_left("/run/a");
+}
+
+fn layer() {
+    let (mapping, folder) = (open_layer("layer"), Path::new("/run/layer"));
+    fs::create_dir_all(folder).unwrap();
+    mount(Some(mapping.path()), folder, Some("erofs"), MsFlags::MS_RDONLY, None::<&str>).unwrap();
+    check("/run/layer/file");
+    assert_eq!(mapping.status().unwrap(), ["V"]);
+    umount(folder).unwrap();
+    drop(mapping);
+    assert_no_mapping();
+}
+
+fn tampered_layer() {
+    let mapping = open_layer("tampered-layer");
+    let (device, size) = (File::open(mapping.path()).unwrap(), length(mapping.path().to_str().unwrap()));
+    let mut block = vec![0; BLOCK as usize];
+    let errors = (0..size / BLOCK).filter(|number| device.read_exact_at(&mut block, number * BLOCK).is_err()).count();
+    assert_eq!(errors, 1);
+    assert_eq!(mapping.status().unwrap(), ["C"]);
+}
+
+/// By what the host has put into `/proc/cmdline` about its hash tree.
+fn open_layer(disk: &str) -> Mapping {
+    let arguments: Vec<String> = std::env::args().collect();
+    let value = |name: &str| arguments.iter().find_map(|it| it.strip_prefix(name)?.strip_prefix('=')).unwrap();
+    let data_blocks = value("blocks").parse().unwrap();
+    let verity = Verity {
+        data_device: disk_path(disk).into(),
+        hash_device: disk_path(disk).into(),
+        data_block_size: 4096,
+        hash_block_size: 4096,
+        data_blocks,
+        hash_start_block: data_blocks,
+        root_hash: hex::decode(value("root")).unwrap().try_into().unwrap(),
+        salt: hex::decode(value("salt")).unwrap(),
+    };
+    Mapping::open(disk, &[Target::Verity(verity)], true).unwrap()
+}
+
+async fn reopened() {
+    let mounts = SecureMounts::new(Config::default());
+    for disk in ["plain", "sealed"] {
+        let path = format!("/run/{disk}");
+        mounts.mount(with_key(request(disk, "encrypted", "fileSystem", &path))).await.unwrap();
+        check(&format!("{path}/file"));
+        fs::write(format!("{path}/more"), "more").unwrap();
+    }
+    mounts.unmount_all().await.unwrap();
+    assert_nothing_left("/run/plain");
+}
+
+/// Runs a case and says how it went.
+fn run(name: &str, case: impl FnOnce()) {
+    let start = std::time::Instant::now();
+    match std::panic::catch_unwind(AssertUnwindSafe(case)) {
+        Ok(()) => println!("case {name}: ok in {:?}", start.elapsed()),
+        // The panic has said why.
+        Err(_) => println!("case {name}: FAILED"),
+    }
+}
+
+/// What PID 1 has to do before anything else.
+fn start() {
+    for (kind, target) in
+        [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev"), ("tmpfs", "/run"), ("tmpfs", "/tmp")]
+    {
+        mount(Some(kind), target, Some(kind), MsFlags::empty(), None::<&str>).unwrap();
+    }
+    for name in fs::read_to_string("/etc/cocoon/modules").unwrap().lines().filter(|name| !name.is_empty()) {
+        let module = File::open(Path::new("/lib/modules").join(name)).unwrap();
+        if let Err(errno) = finit_module(&module, c"", ModuleInitFlags::empty()) {
+            println!("{name}: {errno}");
+        }
+    }
+    fs::create_dir_all("/run/disks").unwrap();
+    for entry in fs::read_dir("/sys/block").unwrap() {
+        let entry = entry.unwrap();
+        if let Ok(serial) = fs::read_to_string(entry.path().join("serial")) {
+            let device = Path::new("/dev").join(entry.file_name());
+            symlink(device, Path::new("/run/disks").join(serial.trim())).unwrap();
+        }
+    }
+    fs::write(KEY_FILE, KEY).unwrap();
+}
+
+fn request(disk: &str, source: &str, target: &str, mount_point: &str) -> MountRequest {
+    let number = fs::metadata(disk_path(disk)).map(|it| std::os::unix::fs::MetadataExt::rdev(&it)).unwrap();
+    let id = format!("{}:{}", nix::sys::stat::major(number), nix::sys::stat::minor(number));
+    let options =
+        [("deviceId", id.as_str()), ("sourceType", source), ("targetType", target), ("encryptionType", "luks2")];
+    MountRequest {
+        volume_type: "block-device".to_owned(),
+        options: options.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
+        flags: Vec::new(),
+        mount_point: mount_point.into(),
+        key: None,
+    }
+}
+
+fn with_key(mut request: MountRequest) -> MountRequest {
+    request.options.insert("key".to_owned(), "kbs:///default/volume/1".to_owned());
+    request.key = Some(Zeroizing::new(KEY.to_vec()));
+    request
+}
+
+fn with_integrity(mut request: MountRequest, integrity: bool) -> MountRequest {
+    request.options.insert("dataIntegrity".to_owned(), integrity.to_string());
+    request
+}
+
+fn cryptsetup(arguments: &[&str]) {
+    let output = Command::new("/usr/sbin/cryptsetup")
+        .arg("--batch-mode")
+        .args(arguments)
+        .env("DM_DISABLE_UDEV", "1")
+        .output()
+        .unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    assert!(output.status.success(), "cryptsetup {arguments:?}: {}", String::from_utf8_lossy(&said));
+}
+
+/// A file with known content that is easily recognised.
+fn fill(path: &str) {
+    let file = File::create(path).unwrap();
+    for block in 0..FILE_BLOCKS {
+        file.write_all_at(&pattern(block, BLOCK as usize), block * BLOCK).unwrap();
+    }
+    file.sync_all().unwrap();
+}
+
+fn check(path: &str) {
+    let bytes = fs::read(path).unwrap();
+    assert_eq!(bytes.len() as u64, FILE_BLOCKS * BLOCK, "{path}");
+    for (number, block) in (0..).zip(bytes.chunks(BLOCK as usize)) {
+        assert!(block == pattern(number, BLOCK as usize), "block {number} of {path}");
+    }
+}
+
+/// Also in `tests/volumes.rs`, which makes a layer of it.
+fn pattern(block: u64, length: usize) -> Vec<u8> {
+    format!("{MARKER} {block:8}\n").bytes().cycle().take(length).collect()
+}
+
+fn holds_plaintext(disk: &str) -> bool {
+    let bytes = fs::read(disk_path(disk)).unwrap();
+    let mut starts = (0..bytes.len()).filter(|at| bytes[*at] == MARKER.as_bytes()[0]);
+    starts.any(|at| bytes[at..].starts_with(MARKER.as_bytes()))
+}
+
+fn assert_nothing_left(mount_point: &str) {
+    assert!(fs::symlink_metadata(mount_point).is_err(), "{mount_point} is left");
+    assert!(!fs::read_to_string("/proc/mounts").unwrap().contains("/dev/mapper"), "a mount is left");
+    assert_no_mapping();
+}
+
+fn assert_no_mapping() {
+    let names = |folder: &str| fs::read_dir(folder).unwrap().map(|it| it.unwrap().path()).collect::<Vec<PathBuf>>();
+    assert_eq!(names("/dev/mapper"), [Path::new("/dev/mapper/control")]);
+    assert!(!names("/sys/block").iter().any(|path| path.to_string_lossy().contains("/dm-")), "a mapping is left");
+}
+
+fn options_of(mount_point: &str) -> String {
+    let mounts = fs::read_to_string("/proc/mounts").unwrap();
+    mounts.lines().find(|line| line.contains(&format!(" {mount_point} "))).unwrap().to_owned()
+}
+
+fn length(path: &str) -> u64 {
+    std::io::Seek::seek(&mut File::open(path).unwrap(), std::io::SeekFrom::End(0)).unwrap()
+}
+
+fn disk_path(name: &str) -> String {
+    fs::canonicalize(Path::new("/run/disks").join(name)).unwrap().display().to_string()
+}
+
+const KEY_FILE: &str = "/run/key";
+/// Not text, so that its derivation costs the least. Also in `tests/volumes.rs`, which forges a header with it.
+const KEY: [u8; 32] = [0xfe; 32];
+const MARKER: &str = "the owner's data, block";
+const BLOCK: u64 = 4096;
+const FILE_BLOCKS: u64 = 512;
