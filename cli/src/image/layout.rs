@@ -40,7 +40,7 @@ impl Layout {
         if marker["imageLayoutVersion"] != LAYOUT_VERSION {
             return Err(unusable(format!("oci-layout does not say version {LAYOUT_VERSION}")));
         }
-        let index = serde_json::from_slice(&read("index.json")?).map_err(|e| unusable(format!("index.json: {e}")))?;
+        let index = serde_json::from_slice(&read(INDEX_FILE)?).map_err(|e| unusable(format!("{INDEX_FILE}: {e}")))?;
         Ok(Self { path, index, tag })
     }
 
@@ -50,9 +50,7 @@ impl Layout {
 
     /// The image of the tag, or the only one.
     pub(super) fn image(&self) -> Result<Descriptor, Error> {
-        let tag = |entry: &Descriptor| entry.annotations().as_ref().and_then(|all| all.get(TAG).cloned());
-        let wanted = |entry: &&Descriptor| self.tag.is_none() || tag(entry) == self.tag;
-        let found: Vec<_> = self.index.manifests().iter().filter(wanted).collect();
+        let found = self.images();
         match (&found[..], &self.tag) {
             ([only], _) => Ok((*only).clone()),
             (all, wanted) => Err(Error::Choice {
@@ -61,9 +59,57 @@ impl Layout {
                     Some(tag) => format!("{} images have the tag {tag:?}", all.len()),
                     None => format!("it holds {} images", all.len()),
                 },
-                tags: self.index.manifests().iter().filter_map(tag).collect(),
+                tags: self.images_of(None).into_iter().filter_map(tag).collect(),
             }),
         }
+    }
+
+    /// The images of the tag, or all of them. Signatures are none.
+    pub(super) fn images(&self) -> Vec<&Descriptor> {
+        self.images_of(self.tag.as_deref())
+    }
+
+    /// What has this tag, whatever it is.
+    pub(super) fn tagged(&self, wanted: &str) -> Option<&Descriptor> {
+        self.index.manifests().iter().find(|entry| tag(entry).as_deref() == Some(wanted))
+    }
+
+    /// Adds a blob, and tells its digest and length.
+    pub(super) fn add(&self, bytes: &[u8]) -> Result<(Digest, u64), Error> {
+        let name = hex::encode(Sha256::digest(bytes));
+        let path = self.path.join(BLOBS).join(&name);
+        self.replace(&path, bytes)?;
+        let digest = format!("sha256:{name}").parse::<Digest>();
+        Ok((digest.map_err(|e| Error::Write { path, source: std::io::Error::other(e) })?, bytes.len() as u64))
+    }
+
+    /// Makes `entry` what has the tag; whoever reads the layout meanwhile sees it before or after.
+    pub(super) fn set_tag(&self, tag: &str, entry: &Descriptor) -> Result<(), Error> {
+        let mut index = self.index.clone();
+        let mut entry = entry.clone();
+        entry.set_annotations(Some([(TAG.to_owned(), tag.to_owned())].into()));
+        let mut entries: Vec<_> =
+            index.manifests().iter().filter(|other| self::tag(other).as_deref() != Some(tag)).cloned().collect();
+        entries.push(entry);
+        index.set_manifests(entries);
+        self.replace(&self.path.join(INDEX_FILE), &json(&index)?)
+    }
+
+    fn images_of(&self, wanted: Option<&str>) -> Vec<&Descriptor> {
+        let wanted = |entry: &&Descriptor| match (tag(entry), wanted) {
+            (tag, Some(wanted)) => tag.as_deref() == Some(wanted),
+            (Some(tag), None) => !is_signature_tag(&tag),
+            (None, None) => true,
+        };
+        self.index.manifests().iter().filter(wanted).collect()
+    }
+
+    fn replace(&self, path: &Path, bytes: &[u8]) -> Result<(), Error> {
+        let failed = |source| Error::Write { path: path.to_owned(), source };
+        let mut file = tempfile::NamedTempFile::new_in(&self.path).map_err(failed)?;
+        file.write_all(bytes).map_err(failed)?;
+        fs::set_permissions(file.path(), Permissions::from_mode(0o644)).map_err(failed)?;
+        file.persist(path).map_err(|e| failed(e.error)).map(drop)
     }
 
     /// A manifest, an index or a configuration.
@@ -89,7 +135,7 @@ impl Layout {
         if *digest.algorithm() != DigestAlgorithm::Sha256 {
             return Err(blob_error(descriptor, "only sha256 digests are supported"));
         }
-        let path = self.path.join("blobs/sha256").join(digest.digest());
+        let path = self.path.join(BLOBS).join(digest.digest());
         let mut file = File::open(path).map_err(|e| blob_error(descriptor, e))?;
         let mut hasher = Sha256::new();
         let mut buffer = vec![0; BUFFER];
@@ -123,7 +169,7 @@ impl Writer {
             _ => Path::new("."),
         };
         let created = tempfile::Builder::new().prefix(".encrypting-").tempdir_in(parent).and_then(|staging| {
-            fs::create_dir_all(staging.path().join("blobs/sha256"))?;
+            fs::create_dir_all(staging.path().join(BLOBS))?;
             fs::set_permissions(staging.path(), Permissions::from_mode(0o755))?;
             Ok(staging)
         });
@@ -168,7 +214,7 @@ impl Writer {
         let marker = format!(r#"{{"imageLayoutVersion":"{LAYOUT_VERSION}"}}"#);
         let index = serde_json::json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": [image] });
         fs::write(self.staging.path().join("oci-layout"), marker).map_err(failed)?;
-        fs::write(self.staging.path().join("index.json"), json(&index)?).map_err(failed)?;
+        fs::write(self.staging.path().join(INDEX_FILE), json(&index)?).map_err(failed)?;
         fs::rename(self.staging.path(), &self.destination).map_err(failed)?;
         // Moved away: there is nothing left to remove.
         let _ = self.staging.keep();
@@ -179,9 +225,19 @@ impl Writer {
         let failed = |source| Error::Write { path: self.destination.clone(), source };
         let name = hex::encode(hasher.finalize());
         fs::set_permissions(file.path(), Permissions::from_mode(0o644)).map_err(failed)?;
-        file.persist(self.staging.path().join("blobs/sha256").join(&name)).map_err(|e| failed(e.error))?;
+        file.persist(self.staging.path().join(BLOBS).join(&name)).map_err(|e| failed(e.error))?;
         format!("sha256:{name}").parse().map_err(|e| failed(std::io::Error::other(e)))
     }
+}
+
+/// The tag under which cosign looks for the signatures of a digest.
+pub(super) fn signature_tag(digest: &Digest) -> String {
+    format!("{}-{}.sig", digest.algorithm(), digest.digest())
+}
+
+/// The tag of an entry.
+pub(super) fn tag(entry: &Descriptor) -> Option<String> {
+    entry.annotations().as_ref().and_then(|all| all.get(TAG).cloned())
 }
 
 pub(super) fn is_index(descriptor: &Descriptor) -> bool {
@@ -192,6 +248,11 @@ pub(super) fn is_index(descriptor: &Descriptor) -> bool {
 pub(super) fn is_attestation(descriptor: &Descriptor) -> bool {
     let annotations = descriptor.annotations().as_ref();
     annotations.and_then(|all| all.get("vnd.docker.reference.type")).is_some_and(|kind| kind == "attestation-manifest")
+}
+
+fn is_signature_tag(tag: &str) -> bool {
+    let digest = tag.strip_prefix("sha256-").and_then(|rest| rest.strip_suffix(".sig"));
+    digest.is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
 pub(super) fn is_layer(media_type: &str) -> bool {
@@ -215,7 +276,11 @@ fn blob_error(descriptor: &Descriptor, cause: impl std::fmt::Display) -> Error {
     Error::Blob { digest: descriptor.digest().to_string(), cause: cause.to_string() }
 }
 
+/// What the media type of an encrypted layer ends with.
+pub(super) const ENCRYPTED: &str = "+encrypted";
 const LAYOUT_VERSION: &str = "1.0.0";
+const INDEX_FILE: &str = "index.json";
+const BLOBS: &str = "blobs/sha256";
 const TAG: &str = "org.opencontainers.image.ref.name";
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const MAX_DOCUMENT: u64 = 4 << 20;

@@ -1,13 +1,18 @@
-//! `cocoon`: runs confidential pods, and makes what they need: initdata, encrypted images, the guest image.
+//! `cocoon`: runs confidential pods, and makes what they need: initdata, encrypted and signed images, sealed secrets, the
+//! guest image.
 
 #![forbid(unsafe_code)]
 
-mod encrypt;
 mod exec;
 mod guest_image;
+mod image;
 mod initdata;
+mod key_provider;
 mod run;
+mod secret;
 
+use std::ffi::OsString;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -27,9 +32,14 @@ enum Command {
     Run(run::Arguments),
     /// Run a command in the container of a running pod.
     Exec(exec::Arguments),
-    /// Work on container images.
+    /// Encrypt, sign and inspect container images.
     #[command(subcommand)]
-    Image(Image),
+    Image(image::Command),
+    /// Wrap the layer keys of skopeo and other encrypters of images, and register keys with Trustee.
+    KeyProvider(key_provider::Arguments),
+    /// Seal secrets for guests.
+    #[command(subcommand)]
+    Secret(secret::Command),
     /// Write and read initdata, the owner's configuration and policy for a guest.
     #[command(subcommand)]
     Initdata(initdata::Command),
@@ -38,19 +48,13 @@ enum Command {
     GuestImage(guest_image::Command),
 }
 
-#[derive(Subcommand)]
-enum Image {
-    /// Encrypt the layers of an image in an OCI layout.
-    Encrypt(encrypt::Arguments),
-}
-
 fn main() -> ExitCode {
     // Standard output belongs to the container.
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn")))
         .init();
-    match execute(Arguments::parse().command) {
+    match execute(Arguments::parse_from(words()).command) {
         Ok(status) => status,
         Err(error) => {
             eprintln!("cocoon: {error}");
@@ -65,7 +69,9 @@ fn execute(command: Command) -> Outcome {
         match command {
             Command::Run(arguments) => run::run(arguments).await,
             Command::Exec(arguments) => exec::exec(arguments).await,
-            Command::Image(Image::Encrypt(arguments)) => encrypt::encrypt(arguments),
+            Command::Image(command) => image::image(command),
+            Command::KeyProvider(arguments) => key_provider::key_provider(arguments).await,
+            Command::Secret(command) => secret::secret(command),
             Command::Initdata(command) => initdata::initdata(command),
             Command::GuestImage(command) => guest_image::guest_image(command),
         }
@@ -74,6 +80,20 @@ fn execute(command: Command) -> Outcome {
     runtime.shutdown_background();
     outcome
 }
+
+/// What was typed. Under the names of upstream's tools the program is the command that does the same.
+fn words() -> Vec<OsString> {
+    let mut words: Vec<_> = std::env::args_os().collect();
+    let name = words.first().and_then(|program| Path::new(program).file_name()?.to_str());
+    let command = UPSTREAM.iter().find(|(tool, _)| Some(*tool) == name).map(|(_, command)| *command);
+    if let Some(command) = command {
+        words.insert(1, command.into());
+    }
+    words
+}
+
+/// Tools of upstream, and the commands that take the same options.
+const UPSTREAM: [(&str, &str); 2] = [("coco_keyprovider", "key-provider"), ("secret", "secret")];
 
 /// What ends a command: the text is one paragraph with stage, cause and next step.
 type Outcome = Result<ExitCode, Box<dyn std::error::Error>>;

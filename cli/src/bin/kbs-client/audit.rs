@@ -15,7 +15,7 @@ use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
 use crate::Outcome;
-use crate::trustee::Trustee;
+use cli::trustee::Trustee;
 
 /// What to do with an audit log.
 #[derive(Subcommand)]

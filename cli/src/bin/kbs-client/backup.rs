@@ -8,7 +8,7 @@ use clap::Args;
 use serde_json::json;
 
 use crate::Outcome;
-use crate::trustee::Trustee;
+use cli::trustee::Trustee;
 
 /// Where the backup goes.
 #[derive(Args)]

@@ -13,7 +13,7 @@ use wire::resource::ResourcePath;
 use zeroize::Zeroizing;
 
 use crate::read;
-use crate::trustee::Trustee;
+use cli::trustee::Trustee;
 
 /// Who administers, and what.
 #[derive(Args)]

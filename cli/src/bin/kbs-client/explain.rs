@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::Outcome;
-use crate::trustee::Trustee;
+use cli::trustee::Trustee;
 
 /// Which refusal.
 #[derive(Args)]

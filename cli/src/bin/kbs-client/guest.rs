@@ -12,8 +12,8 @@ use wire::resource::ResourcePath;
 
 use crate::handshake::Guest;
 use crate::tee_key::TeeKeyFile;
-use crate::trustee::Trustee;
 use crate::{Outcome, read};
+use cli::trustee::Trustee;
 
 /// How to attest.
 #[derive(Args)]

@@ -12,7 +12,7 @@ use wire::resource::{ResourcePath, ResourceUri};
 use zeroize::Zeroizing;
 
 use crate::tee_key::{self, TeeKeyFile};
-use crate::trustee::{self, Trustee};
+use cli::trustee::{self, Trustee};
 
 /// This machine as a guest of a Trustee.
 pub struct Guest {
@@ -72,7 +72,7 @@ impl Guest {
             None => (AUTHORIZATION, format!("Bearer {token}")),
         };
         let path = ResourceUri::resource(path).url_path();
-        let answer = self.trustee.send(Method::GET, &path, Vec::new(), Some(who)).await?;
+        let answer = self.trustee.send(Method::GET, &path, "", Some(who)).await?;
         let sealed: Jwe = parse("the resource", &answer.body)?;
         Ok(self.key.open(&sealed)?)
     }

@@ -10,7 +10,6 @@ mod explain;
 mod guest;
 mod handshake;
 mod tee_key;
-mod trustee;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -18,7 +17,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
-use trustee::Trustee;
+use cli::trustee::Trustee;
 
 /// Administers a Trustee, and asks it for secrets as a guest would.
 #[derive(Parser)]

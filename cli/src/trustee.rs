@@ -1,10 +1,12 @@
 //! A Trustee over HTTP, as its administrator sees it.
 
+mod token;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use reqwest::header::{ETAG, HeaderMap, HeaderName, IF_MATCH};
-use reqwest::{Certificate, Client, Method};
+use reqwest::{Body, Certificate, Client, Method};
 use wire::rcar::ErrorInformation;
 use zeroize::Zeroizing;
 
@@ -23,10 +25,19 @@ impl Trustee {
     pub fn new(url: &str, cert_file: Option<&Path>, token_file: Option<&Path>) -> Result<Self, Error> {
         let fallback = std::env::home_dir().map(|home| home.join(".trustee/admin-token")).filter(|path| path.exists());
         let token = match token_file.map(Path::to_owned).or(fallback) {
-            Some(path) => Some(token(&path)?),
+            Some(path) => Some(token::read_file(&path)?),
             None => None,
         };
         Ok(Self { token, ..Self::anonymous(url, cert_file)? })
+    }
+
+    /// A Trustee at `url`, with a token signed on the spot by the administrator's private key: `admin.key` of
+    /// `trustee setup`, Ed25519 in PKCS#8 PEM. The token is valid for 5 minutes.
+    ///
+    /// # Errors
+    /// As [`Trustee::new`], and [`Error::Key`] for any other key. Nothing is connected yet.
+    pub fn with_private_key(url: &str, cert_file: Option<&Path>, key_file: &Path) -> Result<Self, Error> {
+        Ok(Self { token: Some(token::sign(key_file)?), ..Self::anonymous(url, cert_file)? })
     }
 
     /// A Trustee at `url`, as guests see it.
@@ -84,7 +95,7 @@ impl Trustee {
         &self,
         method: Method,
         path: &str,
-        body: Vec<u8>,
+        body: impl Into<Body>,
         header: Option<(HeaderName, String)>,
     ) -> Result<Response, Error> {
         let url = format!("{}/kbs/v0/{path}", self.url);
@@ -116,7 +127,9 @@ impl Trustee {
 
 /// What a Trustee answered, with all of its headers.
 pub struct Response {
+    /// Its headers.
     pub headers: HeaderMap,
+    /// Its body.
     pub body: Vec<u8>,
 }
 
@@ -133,13 +146,15 @@ pub struct Answer {
 pub enum Error {
     #[error("{} can't be read: {source}; next: check the path and its permissions", path.display())]
     File { path: PathBuf, source: std::io::Error },
-    #[error("--url {url:?} can't be used: {cause}; next: write it as https://HOST:PORT")]
+    #[error("the Trustee's URL {url:?} can't be used: {cause}; next: write it as https://HOST:PORT")]
     Url { url: String, cause: String },
-    #[error("--cert-file {} can't be used: {cause}; next: give certificates in PEM, such as ca.pem of trustee setup", path.display())]
+    #[error("the certificates of {} can't be used: {cause}; next: give certificates in PEM, such as ca.pem of trustee setup", path.display())]
     Certificates { path: PathBuf, cause: String },
-    #[error("--admin-token-file {} holds no token; next: issue one with trustee admin-token", .0.display())]
+    #[error("{} holds no token; next: issue one with trustee admin-token", .0.display())]
     Token(PathBuf),
-    #[error("the system's certificates can't be used: {0}; next: give --cert-file")]
+    #[error("{} can't sign a token: it is no Ed25519 key in PKCS#8 PEM; next: give admin.key of trustee setup", .0.display())]
+    Key(PathBuf),
+    #[error("the system's certificates can't be used: {0}; next: name the Trustee's certificates")]
     Client(String),
     #[error("{url} can't be reached: {cause}; next: {}", advice(.url, .cause))]
     Unreachable { url: String, cause: String },
@@ -149,9 +164,11 @@ pub enum Error {
 
 fn advice(url: &str, cause: &str) -> &'static str {
     match (url.starts_with("http:"), cause.contains("certificate")) {
-        (true, _) => "check --url; where Trustee serves TLS, as it does unless told otherwise, it begins with https://",
-        (_, true) => "give --cert-file the ca.pem of this Trustee's setup, and --url a name that its certificate has",
-        _ => "check --url, and that Trustee runs and serves TLS there",
+        (true, _) => {
+            "check the URL; where Trustee serves TLS, as it does unless told otherwise, it begins with https://"
+        }
+        (_, true) => "trust the ca.pem of this Trustee's setup, and use a URL with a name that its certificate has",
+        _ => "check the URL, and that Trustee runs and serves TLS there",
     }
 }
 
@@ -161,19 +178,8 @@ fn next(status: u16) -> &'static str {
         401 => "give a valid token with --admin-token-file; trustee admin-token issues one",
         403 => "give the token of this Trustee's setup; [admin] in its configuration says whose it takes",
         412 => "read it again, and repeat the change with the new ETag",
-        404 | 405 => "check the name, and that --url is that of a Trustee",
+        404 | 405 => "check the name, and that the URL is that of a Trustee",
         _ => "look at Trustee's log",
-    }
-}
-
-/// What can stand in a header: a token is one line of visible characters.
-fn token(path: &Path) -> Result<Zeroizing<String>, Error> {
-    let bytes = Zeroizing::new(read(path)?);
-    match bytes.trim_ascii() {
-        token if !token.is_empty() && token.iter().all(u8::is_ascii_graphic) => {
-            Ok(Zeroizing::new(token.iter().copied().map(char::from).collect()))
-        }
-        _ => Err(Error::Token(path.to_owned())),
     }
 }
 
@@ -212,8 +218,8 @@ mod tests {
         let lines = file("lines", b"a token\nand more");
         let url = "https://127.0.0.1:1";
         for (url, cert_file, token_file, expected) in [
-            ("nonsense", None, None, "--url \"nonsense\""),
-            ("ftp://a", None, None, "--url \"ftp://a\""),
+            ("nonsense", None, None, "URL \"nonsense\""),
+            ("ftp://a", None, None, "URL \"ftp://a\""),
             (url, Some(&empty), None, "no certificate in it"),
             (url, Some(&missing), None, "missing can't be read"),
             (url, None, Some(&empty), "empty holds no token"),

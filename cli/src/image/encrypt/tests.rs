@@ -4,49 +4,18 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 
 use oci_spec::image::ImageManifest;
-use serde_json::{Value, json};
+use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 use wire::layer::{Decryptor, PrivateOptions, PublicOptions};
 
+use super::super::lab::Lab;
 use super::*;
 
 const KEY_ID: &str = "kbs:///default/key/app";
 
-/// A layout with one image in a folder of its own.
-struct Lab(TempDir);
-
 impl Lab {
-    fn new(layers: &[(&str, &[u8])]) -> Self {
-        let lab = Self(TempDir::new().unwrap());
-        let root = lab.path("plain");
-        fs::create_dir_all(root.join("blobs/sha256")).unwrap();
-        fs::write(root.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
-        let config = lab.blob("application/vnd.oci.image.config.v1+json", b"{}");
-        let layers: Vec<_> = layers.iter().map(|(media_type, bytes)| lab.blob(media_type, bytes)).collect();
-        let manifest = json!({ "schemaVersion": 2, "config": config, "layers": layers }).to_string();
-        let mut entry = lab.blob("application/vnd.oci.image.manifest.v1+json", manifest.as_bytes());
-        entry["annotations"] = json!({ "org.opencontainers.image.ref.name": "v1" });
-        lab.index(&[entry]);
-        lab
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn blob(&self, media_type: &str, bytes: &[u8]) -> Value {
-        let digest = hex::encode(Sha256::digest(bytes));
-        fs::write(self.path("plain/blobs/sha256").join(&digest), bytes).unwrap();
-        json!({ "mediaType": media_type, "digest": format!("sha256:{digest}"), "size": bytes.len() })
-    }
-
-    fn index(&self, entries: &[Value]) {
-        let index = json!({ "schemaVersion": 2, "manifests": entries });
-        fs::write(self.path("plain/index.json"), index.to_string()).unwrap();
-    }
-
-    fn options(&self) -> EncryptOptions {
+    pub(in crate::image) fn options(&self) -> EncryptOptions {
         EncryptOptions {
             source: format!("oci:{}:v1", self.path("plain").display()),
             destination: self.path("encrypted"),
@@ -54,6 +23,7 @@ impl Lab {
             generate_key: true,
             key_id: KEY_ID.to_owned(),
             layers: Vec::new(),
+            recipients: Vec::new(),
         }
     }
 
@@ -143,7 +113,7 @@ fn an_index_keeps_its_images_and_loses_attestations() {
 fn a_refusal_says_why_and_leaves_nothing_behind() {
     let lab = || Lab::new(&[(TAR, b"layer")]);
     type Change = fn(&Lab, &mut EncryptOptions);
-    let cases: [(&str, Change); 11] = [
+    let cases: [(&str, Change); 13] = [
         ("kbs:///repository/type/tag", |_, options| options.key_id = "app".to_owned()),
         ("exists already", |lab, options| {
             options.destination = lab.path("there");
@@ -164,6 +134,14 @@ fn a_refusal_says_why_and_leaves_nothing_behind() {
         }),
         ("no layer 1", |_, options| options.layers = vec![1]),
         ("No such file", |_, options| options.generate_key = false),
+        ("no PUBLIC KEY block", |lab, options| {
+            fs::write(lab.path("public"), "text").unwrap();
+            options.recipients = vec![lab.path("public")];
+        }),
+        ("neither RSA nor on P-256", |lab, options| {
+            fs::write(lab.path("public"), "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----").unwrap();
+            options.recipients = vec![lab.path("public")];
+        }),
         ("exactly 32 bytes", |lab, options| {
             fs::write(lab.path("other"), [1; 33]).unwrap();
             (options.key_file, options.generate_key) = (lab.path("other"), false);
@@ -222,6 +200,44 @@ fn other_tools_accept_the_result() {
     assert_eq!(format!("sha256:{}", hex::encode(Sha256::digest(&inspected))), report.digest);
     let copy = format!("oci:{}:v1", lab.path("copy").display());
     assert!(run(&["skopeo", "--insecure-policy", "copy", &encrypted, &copy]));
+}
+
+#[test]
+fn the_holder_of_a_recipients_key_decrypts_with_skopeo() {
+    let lab = Lab(TempDir::new().unwrap());
+    let layout = lab.path("plain").display().to_string();
+    let image = format!("{layout}:v1");
+    fs::create_dir_all(lab.path("rootfs")).unwrap();
+    fs::write(lab.path("rootfs/motd"), "hello").unwrap();
+    let (rsa, ec) = (lab.path("rsa").display().to_string(), lab.path("ec").display().to_string());
+    for arguments in [
+        vec!["umoci", "init", "--layout", &layout],
+        vec!["umoci", "new", "--image", &image],
+        vec!["umoci", "insert", "--rootless", "--image", &image, &lab.path("rootfs").display().to_string(), "/"],
+        vec!["openssl", "genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048", "-out", &rsa],
+        vec!["openssl", "genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out", &ec],
+        vec!["openssl", "pkey", "-in", &rsa, "-pubout", "-out", &format!("{rsa}.pub")],
+        vec!["openssl", "pkey", "-in", &ec, "-pubout", "-out", &format!("{ec}.pub")],
+    ] {
+        if !run(&arguments) {
+            return;
+        }
+    }
+
+    let recipients = vec![lab.path("rsa.pub"), lab.path("ec.pub")];
+    encrypt(EncryptOptions { recipients, ..lab.options() }).unwrap();
+
+    let encrypted = format!("oci:{}:v1", lab.path("encrypted").display());
+    for key in [&rsa, &ec] {
+        let copy = format!("oci:{key}-decrypted:v1");
+        if !run(&["skopeo", "--insecure-policy", "copy", "--quiet", "--decryption-key", key, &encrypted, &copy]) {
+            return;
+        }
+        let plain = super::super::inspect(&layout).unwrap();
+        let decrypted = super::super::inspect(&copy).unwrap();
+        let digest = |report: &super::super::Inspection| report.images[0].manifests[0].layers[0].digest.clone();
+        assert_eq!(digest(&plain), digest(&decrypted), "{key}");
+    }
 }
 
 /// Runs a tool; false, with the reason printed, if this machine does not have it.
