@@ -91,6 +91,30 @@ impl Evaluation {
         }));
         Ok(Self { parts, policy_id: policy_id.to_owned() })
     }
+
+    /// Whether its verification takes microseconds: there is little of it, and no certificate chain.
+    pub(crate) fn is_light(&self) -> bool {
+        let mut size = 0;
+        for part in &self.parts {
+            size += text_size(&part.evidence);
+            size += match &part.runtime_data {
+                RuntimeData::None => 0,
+                RuntimeData::Raw(bytes) => bytes.len(),
+                RuntimeData::Structured(claims) => text_size(claims),
+            };
+            size += if let InitDataInput::Toml(text) = &part.init_data { text.len() } else { 0 };
+        }
+        size <= LIGHT && self.parts.iter().all(|part| matches!(part.tee, Tee::Sample | Tee::SampleDevice))
+    }
+}
+
+/// How long a policy may take.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Pace {
+    /// A millisecond: on threads that serve requests.
+    Prompt,
+    /// 100 milliseconds.
+    Patient,
 }
 
 /// What an evaluation needs besides evidence.
@@ -100,6 +124,7 @@ pub(crate) struct Context<'a> {
     pub reference_values: &'a Arc<dyn Source>,
     /// Whether a token repeats the devices' evidence.
     pub verbose: bool,
+    pub pace: Pace,
 }
 
 /// What an evaluation found.
@@ -167,7 +192,10 @@ impl Context<'_> {
         policy_id: &str,
     ) -> Result<Submodule, Error> {
         let id = format!("{policy_id}_{class}");
-        let policy = self.policies.get(&id)?;
+        let mut policy = self.policies.get(&id)?;
+        if self.pace == Pace::Prompt {
+            policy = Arc::new(policy.prompt());
+        }
         let input = regorus::Value::from(evidence.clone());
         let rules = ["trust_claims", "extensions"];
         let answers = policy.evaluate_with(rules, input, self.reference_values, &mut Queried::new());
@@ -184,6 +212,16 @@ impl Context<'_> {
             bound.remove("additional-evidence");
         }
         Ok(Submodule { name: format!("{class}{index}"), vector, policy_id: policy_id.to_owned(), evidence, extensions })
+    }
+}
+
+/// About how much text a JSON value is.
+fn text_size(value: &Value) -> usize {
+    match value {
+        Value::Null | Value::Bool(_) | Value::Number(_) => 8,
+        Value::String(text) => text.len(),
+        Value::Array(items) => items.iter().map(|item| 1 + text_size(item)).sum(),
+        Value::Object(members) => members.iter().map(|(name, value)| name.len() + text_size(value)).sum(),
     }
 }
 
@@ -237,5 +275,7 @@ fn named_extensions(extensions: Value) -> Option<Map<String, Value>> {
 }
 
 const MAX_DEVICES: usize = 16;
+/// So much evidence is parsed, hashed and appraised in microseconds.
+const LIGHT: usize = 16 << 10;
 /// A guest's primary evidence and its devices'.
 const MAX_PARTS: usize = MAX_DEVICES + 1;

@@ -39,7 +39,7 @@ use appraisal::Tier;
 pub use aside::{Busy, aside};
 pub use difference::Difference;
 pub use error::{Error, Kind};
-use evaluation::Context;
+use evaluation::{Context, Pace};
 pub use evaluation::{Evaluation, Part, RuntimeData};
 pub use hash::{HashAlgorithm, Unknown as UnknownHashAlgorithm};
 pub use init_data::{Error as InitDataError, InitDataInput};
@@ -168,7 +168,7 @@ impl AttestationService {
     }
 
     /// Verifies and appraises evidence, and issues a token. Takes the CPU for some 100 microseconds, and 100
-    /// milliseconds where a policy loops.
+    /// milliseconds where a policy loops: what turns out to take more than one or two, or may, is done [`aside`].
     ///
     /// # Errors
     /// [`Error::kind`] tells whose fault it is.
@@ -177,8 +177,14 @@ impl AttestationService {
             let signer = self.signer.clone();
             tokio::spawn(async move { signer.rotate_if_due().await });
         }
+        if evaluation.is_light()
+            && self.reference_values.of(&evaluation.policy_id).is_in_memory()
+            && let Ok(appraisal) = self.evaluate_here(evaluation.clone(), Pace::Prompt)
+        {
+            return Ok(appraisal);
+        }
         let service = self.clone();
-        aside(move || service.evaluate_here(evaluation)).await?
+        aside(move || service.evaluate_here(evaluation, Pace::Patient)).await?
     }
 
     /// The claims of a token that this service issued and that has not expired.
@@ -285,10 +291,10 @@ impl AttestationService {
         differences
     }
 
-    fn evaluate_here(&self, evaluation: Evaluation) -> Result<Appraisal, Error> {
+    fn evaluate_here(&self, evaluation: Evaluation, pace: Pace) -> Result<Appraisal, Error> {
         let Self { enabled, policies, verbose, .. } = self;
         let reference_values = self.reference_values.of(&evaluation.policy_id);
-        let context = Context { enabled: *enabled, policies, reference_values, verbose: *verbose };
+        let context = Context { enabled: *enabled, policies, reference_values, verbose: *verbose, pace };
         let found = context.evaluate(evaluation)?;
         let status = found.submodules.iter().map(|part| part.vector.status()).max().unwrap_or(Tier::None);
         let now = self.clock.now();

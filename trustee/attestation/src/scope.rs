@@ -43,6 +43,10 @@ impl Source for Scope {
             false => self.all.query(name),
         }
     }
+
+    fn is_in_memory(&self) -> bool {
+        self.all.is_in_memory()
+    }
 }
 
 #[cfg(test)]

@@ -47,6 +47,11 @@ pub trait Source: Send + Sync {
     /// # Errors
     /// [`Error::Remote`] if the values are kept elsewhere and that place does not answer.
     fn query(&self, name: &str) -> Result<Option<Value>, Error>;
+
+    /// Whether it answers from memory, so that any thread may ask.
+    fn is_in_memory(&self) -> bool {
+        false
+    }
 }
 
 /// Who may vouch for reference values.
@@ -201,6 +206,10 @@ impl ReferenceValues {
 impl Source for ReferenceValues {
     fn query(&self, name: &str) -> Result<Option<Value>, Error> {
         Ok(self.query(name))
+    }
+
+    fn is_in_memory(&self) -> bool {
+        true
     }
 }
 

@@ -87,9 +87,14 @@ impl Policy {
     /// The same within a millisecond, which every thread can spare: most policies need a tenth of it. Nothing if it
     /// fails or takes longer, which [`Policy::evaluate`] tells apart.
     pub fn evaluate_promptly(&self, rule: &str, question: Question) -> Option<Option<Value>> {
+        Self::ask(self.prompt().engine, rule, question).ok()
+    }
+
+    /// The same policy, of which each rule fails after a millisecond.
+    pub fn prompt(&self) -> Self {
         let mut engine = self.engine.clone();
         engine.set_execution_timer_config(PROMPT);
-        Self::ask(engine, rule, question).ok()
+        Self { engine }
     }
 
     fn ask(mut engine: Engine, rule: &str, question: Question) -> Result<Option<Value>, Error> {

@@ -22,6 +22,10 @@ impl Source for Values {
     fn query(&self, name: &str) -> Result<Option<Value>, reference_values::Error> {
         Ok(self.0.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned())
     }
+
+    fn is_in_memory(&self) -> bool {
+        true
+    }
 }
 
 struct Bench {
@@ -338,6 +342,38 @@ async fn differences_name_claims_values_and_reference_values() {
     assert_eq!(bench.service.differences(&bench.claims(&attestation()).await), []);
 }
 
+#[tokio::test]
+async fn a_policy_that_takes_its_time_gives_its_answer_all_the_same() {
+    let bench = Bench::new().await;
+    let policy = "package policy\nfound if { some a in numbers.range(1, 100); some b in numbers.range(1, 100); a + b == 200 }\n\
+                  trust_claims := {\"executables\": 3} if found";
+    bench.service.set_policy("slow_cpu", policy.to_owned(), If::Any).await.unwrap();
+    let evaluation = Evaluation::of(Tee::Sample, &attestation(), "slow").unwrap();
+    assert!(bench.service.evaluate_here(evaluation.clone(), Pace::Prompt).is_err(), "it is not done in a millisecond");
+
+    let appraisal = bench.service.evaluate(evaluation).await.unwrap();
+
+    assert_eq!(appraisal.status, Tier::Affirming);
+}
+
+#[test]
+fn only_little_evidence_without_certificates_is_light() {
+    let light = |evidence: Value, tee: Tee| {
+        let part = Part {
+            tee,
+            evidence,
+            runtime_data: RuntimeData::None,
+            hash: HashAlgorithm::Sha384,
+            init_data: InitDataInput::None,
+        };
+        Evaluation { parts: vec![part], policy_id: "default".to_owned() }.is_light()
+    };
+    assert!(light(json!({ "svn": "1" }), Tee::Sample));
+    assert!(!light(json!({ "svn": "1" }), Tee::Snp), "its chain takes a millisecond");
+    assert!(!light(json!({ "svn": "1".repeat(20_000) }), Tee::Sample));
+    assert!(!light(Value::Array(vec![Value::Null; 20_000]), Tee::Sample));
+}
+
 /// Prints what one appraisal takes; nothing is decided by it.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_appraisal_takes_microseconds() {
@@ -348,12 +384,12 @@ async fn an_appraisal_takes_microseconds() {
     let evaluation = Evaluation::of(Tee::Sample, &attestation, "default").unwrap();
     let start = Instant::now();
     for _ in 0..TIMES {
-        bench.service.evaluate_here(evaluation.clone()).unwrap();
+        bench.service.evaluate_here(evaluation.clone(), Pace::Patient).unwrap();
     }
     let here = start.elapsed() / TIMES;
     let start = Instant::now();
     for _ in 0..TIMES {
         bench.service.appraise(Tee::Sample, &attestation, "default").await.unwrap();
     }
-    println!("appraisal: {here:?} on the thread, {:?} aside", start.elapsed() / TIMES);
+    println!("appraisal: {here:?} alone, {:?} as a request", start.elapsed() / TIMES);
 }
