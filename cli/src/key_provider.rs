@@ -86,6 +86,7 @@ impl KeyProvider {
         if given.is_none() && self.registrar.is_none() {
             return Err(Error::Lost);
         }
+        let named = parameters.key_id.is_some();
         let kid = match parameters.key_id {
             Some(kid) => kid,
             None => ResourceUri::parse(&format!("kbs:///{NEW_KEYS}/{}", Uuid::new_v4())).map_err(Error::Name)?,
@@ -104,7 +105,9 @@ impl KeyProvider {
         if let Some(registrar) = &self.registrar {
             registrar.register(&resource(&kid)?, &key).await?;
         }
-        keys.insert(kid.clone(), key.clone());
+        if named {
+            keys.insert(kid.clone(), key.clone());
+        }
         Ok((kid, key, self.registrar.is_some()))
     }
 }

@@ -87,7 +87,7 @@ fn a_refusal_of_trustee_fails_the_encryption_with_its_reason() {
 }
 
 #[test]
-fn under_upstreams_name_it_takes_upstreams_flags() {
+fn under_upstreams_names_it_takes_upstreams_flags() {
     let lab = Lab::new();
     let tool = lab.path().join("coco_keyprovider");
     std::os::unix::fs::symlink(Lab::program("cocoon"), &tool).unwrap();
@@ -104,6 +104,10 @@ fn under_upstreams_name_it_takes_upstreams_flags() {
     assert!(std::net::TcpStream::connect(("127.0.0.1", port)).is_ok(), "{said}");
     let child = listener(port).expect("the process that listens");
     run("kill", ["-TERM", &child.to_string()]);
+    let sealing = lab.path().join("secret");
+    std::os::unix::fs::symlink(Lab::program("cocoon"), &sealing).unwrap();
+    run(&sealing, ["keygen", "--kid", "upstream", "--output-dir", text(lab.path())]);
+    assert!(lab.path().join("upstream-private.json").exists() && lab.path().join("upstream-public.json").exists());
     let without = try_run(&tool, ["--kbs", "http://127.0.0.1:1"]);
     assert!(!without.status.success() && without.stderr.contains("--socket"), "{without}");
 }

@@ -235,23 +235,27 @@ impl fmt::Display for ConfigPlatform {
     }
 }
 
+/// For people at a terminal, so whatever an image says is escaped.
 impl fmt::Display for Inspection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for image in &self.images {
-            writeln!(f, "image {} {}", image.digest, image.tag.as_deref().unwrap_or("without a tag"))?;
-            writeln!(f, "  type {}", image.media_type)?;
+            let tag = image.tag.as_deref().unwrap_or("without a tag").escape_debug();
+            writeln!(f, "image {} {tag}", image.digest)?;
+            writeln!(f, "  type {}", image.media_type.escape_debug())?;
             for signature in &image.signatures {
                 let reference = signature.reference.as_deref().unwrap_or("something else");
                 let state = if signature.fits { "not verified" } else { "not of this image" };
                 writeln!(f, "  signature of {} for {reference:?} ({state})", signature.digest)?;
             }
             for manifest in &image.manifests {
-                let platform = manifest.platform.as_deref().unwrap_or("attestation");
+                let platform = manifest.platform.as_deref().unwrap_or("attestation").escape_debug();
                 writeln!(f, "  manifest {} {platform}", manifest.digest)?;
                 for layer in &manifest.layers {
-                    writeln!(f, "    layer {} {} bytes {}", layer.digest, layer.size, layer.media_type)?;
+                    let media_type = layer.media_type.escape_debug();
+                    writeln!(f, "    layer {} {} bytes {media_type}", layer.digest, layer.size)?;
                     for Recipient { scheme, key_id } in &layer.recipients {
-                        writeln!(f, "      key for {scheme} {}", key_id.as_deref().unwrap_or_default())?;
+                        let key_id = key_id.as_deref().unwrap_or_default();
+                        writeln!(f, "      key for {} {key_id}", scheme.escape_debug())?;
                     }
                 }
             }
@@ -366,6 +370,13 @@ mod tests {
             sign(&SignOptions { source, key_file: lab.path("key"), generate_key: false, reference: "app".to_owned() })
                 .is_err()
         );
+    }
+
+    #[test]
+    fn what_an_image_says_can_t_command_the_terminal() {
+        let lab = Lab::new(&[("layer\u{1b}]0;\u{7}", b"layer")]);
+        let report = inspect(&lab.path("plain").display().to_string()).unwrap();
+        assert!(!report.to_string().contains(['\u{1b}', '\u{7}']) && report.to_string().contains("u{1b}"), "{report}");
     }
 
     #[test]

@@ -55,6 +55,9 @@ pub async fn key_provider(arguments: Arguments) -> Outcome {
 
     let registrar = match arguments.kbs {
         Some(url) => {
+            if url.starts_with("http:") {
+                eprintln!("cocoon: key provider: keys and credentials travel to {url} in the open; next: use https");
+            }
             let credentials = match arguments.auth_private_key {
                 Some(file) => Credentials::PrivateKey(file),
                 None => Credentials::TokenFile(arguments.admin_token_file),
@@ -71,9 +74,7 @@ pub async fn key_provider(arguments: Arguments) -> Outcome {
     let listener = TcpListener::bind(&arguments.socket).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
     if !address.ip().is_loopback() {
-        eprintln!(
-            "cocoon: key provider: {address} can be reached from other machines, and layer keys travel in the open"
-        );
+        eprintln!("cocoon: key provider: layer keys travel to {address} in the open; next: listen on the loopback");
     }
     let as_json = arguments.json;
     let provider = KeyProvider::new(registrar, move |wrapped: &Wrapped| match as_json {
