@@ -255,12 +255,14 @@ fn is_signature_tag(tag: &str) -> bool {
     digest.is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
+/// The types of filesystem layers that guests know, as image builders write them.
 pub(super) fn is_layer(media_type: &str) -> bool {
     [
         "application/vnd.oci.image.layer.v1.tar",
         "application/vnd.oci.image.layer.nondistributable.v1.tar",
         "application/vnd.docker.image.rootfs.diff.tar",
         "application/vnd.docker.image.rootfs.foreign.diff.tar",
+        "application/vnd.erofs.layer.v1",
     ]
     .iter()
     .filter_map(|prefix| media_type.strip_prefix(prefix))

@@ -163,6 +163,32 @@ fn a_refusal_says_why_and_leaves_nothing_behind() {
 }
 
 #[test]
+fn every_type_of_filesystem_layer_keeps_its_type_and_comes_back() {
+    let types = [
+        "application/vnd.oci.image.layer.v1.tar+zstd",
+        "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+        "application/vnd.docker.image.rootfs.diff.tar",
+        "application/vnd.docker.image.rootfs.diff.tar.gzip",
+        "application/vnd.docker.image.rootfs.diff.tar.zstd",
+        "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+        "application/vnd.erofs.layer.v1",
+    ];
+    let lab = Lab::new(&types.map(|media_type| (media_type, media_type.as_bytes())));
+
+    let manifest = lab.manifest(&encrypt(lab.options()).unwrap());
+
+    assert_eq!(manifest.layers().len(), types.len());
+    for (layer, media_type) in manifest.layers().iter().zip(types) {
+        assert_eq!(layer.media_type().as_ref(), format!("{media_type}+encrypted"));
+        assert_eq!(lab.decrypt(layer), media_type.as_bytes());
+    }
+    for other in ["application/vnd.in-toto+json", "application/vnd.oci.image.layer.v1.tar+lz4", "text"] {
+        let lab = Lab::new(&[(other, b"layer")]);
+        assert!(matches!(encrypt(lab.options()), Err(Error::NotALayer { index: 0, .. })), "{other}");
+    }
+}
+
+#[test]
 fn an_encrypted_image_is_not_encrypted_again() {
     let lab = Lab::new(&[(TAR, b"layer")]);
     encrypt(lab.options()).unwrap();
