@@ -164,8 +164,8 @@ impl Mounted {
             Target::Device => {}
         }
         let place = request.place(volume)?;
-        let volume = uncommitted.commit(&device)?;
-        Ok(Self { request, place, volume, _device: reserved })
+        uncommitted.commit(&device)?;
+        Ok(Self { request, place, volume: uncommitted.volume, _device: reserved })
     }
 
     fn release(&mut self) -> Result<(), Error> {

@@ -154,14 +154,14 @@ impl OpenVolume {
 
 impl Uncommitted {
     /// Puts the header on the disk, its first copy last: from then on the volume is there.
-    pub(crate) fn commit(self, device: &BlockDevice) -> Result<OpenVolume, Error> {
+    pub(crate) fn commit(&self, device: &BlockDevice) -> Result<(), Error> {
         if let Some(header) = &self.header {
             let disk = device.share()?;
             let (first, rest) = header.split_at(SECTOR_SIZE as usize);
             disk.write(first.len() as u64, rest)?;
             disk.write(0, first)?;
         }
-        Ok(self.volume)
+        Ok(())
     }
 }
 

@@ -3,7 +3,7 @@
 use std::num::NonZeroU32;
 use std::ops::Range;
 
-use argon2::{Algorithm, Argon2, Params, Version};
+use argon2::{Algorithm, Argon2, Block, Params, Version};
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::{digest, pbkdf2, rand};
 use zeroize::Zeroizing;
@@ -139,11 +139,13 @@ impl Kdf {
             Self::Argon2 { variant, passes, memory, lanes, salt } => {
                 let parameters =
                     Params::new(*memory, *passes, *lanes, Some(derived.len())).map_err(|_| Error::Crypto)?;
+                let mut blocks = Zeroizing::new(Vec::new());
+                blocks.try_reserve_exact(parameters.block_count()).map_err(|_| Error::Memory(*memory))?;
+                blocks.resize(parameters.block_count(), Block::default());
                 let argon2 = Argon2::new(*variant, Version::V0x13, parameters);
-                argon2.hash_password_into(key, salt, &mut *derived).map_err(|error| match error {
-                    argon2::Error::OutOfMemory => Error::Memory(*memory),
-                    _ => Error::Crypto,
-                })?;
+                argon2
+                    .hash_password_into_with_memory(key, salt, &mut *derived, &mut blocks[..])
+                    .map_err(|_| Error::Crypto)?;
             }
         }
         Ok(derived)
