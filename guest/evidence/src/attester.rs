@@ -1,13 +1,17 @@
 //! The attester of a guest: its primary TEE and the devices beside it.
 
 use std::fmt;
+use std::fs::File;
+use std::io::{self, ErrorKind, Read as _};
 use std::path::{Path, PathBuf};
 
+use serde::Serialize;
 use serde_json::{Map, Value};
+use wire::event_log::MAX_LOG;
 use wire::rcar::Tee;
 
 use crate::machine::Machine;
-use crate::sample::{Sample, SampleDevice};
+use crate::sample::Sample;
 use crate::{Binding, Error, InitDataDigest, Registers, detect};
 
 /// Collects the evidence of the TEE that the guest runs in, and of the devices attached to it.
@@ -15,54 +19,49 @@ use crate::{Binding, Error, InitDataDigest, Registers, detect};
 /// Every method may block on the hardware for up to seconds: async callers use a thread that may.
 #[derive(Debug)]
 pub struct Attester {
-    machine: Machine,
     /// `None` is the sample that the whole process shares.
     primary: Option<Box<dyn Collector>>,
     devices: Vec<Box<dyn Device>>,
+    /// The agent's event log, if evidence is to carry it.
+    event_log: Option<PathBuf>,
 }
 
 impl Attester {
     /// The sample attester, whose registers the whole process shares. [`Attester::sample`] has its own.
     #[allow(non_upper_case_globals)]
-    pub const Sample: Self = Self { machine: Machine::NONE, primary: None, devices: Vec::new() };
+    pub const Sample: Self = Self { primary: None, devices: Vec::new(), event_log: None };
 
     /// The attester of machines without a TEE: evidence that anyone can make.
     ///
     /// Its registers are memory of this value. They make event logs work where there is no hardware, and prove
     /// nothing.
     pub fn sample() -> Self {
-        Self { machine: Machine::NONE, primary: Some(Box::new(Sample::new())), devices: Vec::new() }
+        Self { primary: Some(Box::new(Sample::new())), ..Self::Sample }
     }
 
     /// Finds the TEE, and the devices beside it, by the traces that they leave in the file system under `root`, which
     /// is `/` in a guest.
     ///
     /// Without any trace this is the sample attester, with a warning. A trace of a TEE that has no attester is an
-    /// error: to go on as a sample would throw the hardware's protection away in silence.
+    /// error: to go on as a sample would throw the hardware's protection away in silence. NVIDIA's GPUs and Hygon's
+    /// DCUs are attested through libraries of their vendors alone: such devices are left out, with a warning.
     ///
     /// # Errors
-    /// [`Error::NoAttester`].
+    /// [`Error::NoAttester`]; or why a TPM that the environment names, or Azure's, did not answer.
     pub fn detect(root: &Path) -> Result<Self, Error> {
         let machine = Machine::new(root);
-        let primary = match detect::tee(root) {
-            Some(trace) => return Err(Error::NoAttester { tee: trace.tee, trace: trace.path }),
-            None => {
-                tracing::warn!("no TEE found: sample evidence proves nothing, use it for tests alone");
-                Some(Box::new(Sample::new()) as Box<dyn Collector>)
-            }
-        };
-        let devices = match machine.variable(SAMPLE_DEVICE) {
-            Some(_) => vec![Box::new(SampleDevice) as Box<dyn Device>],
-            None => Vec::new(),
-        };
-        Ok(Self { machine, primary, devices })
+        let primary = detect::primary(&machine)?;
+        let devices = detect::devices(&machine, primary.tee())?;
+        let event_log = machine.variable("AAEL_PATH").unwrap_or(EVENT_LOG);
+        let event_log = Some(root.join(event_log.trim_start_matches('/')));
+        Ok(Self { primary: Some(primary), devices, event_log })
     }
 
     /// Takes the guest's own event log (AAEL), which evidence of TDX and CSV carries, from `path` instead of the
     /// environment's `AAEL_PATH` or, by default, `/run/attestation-agent/eventlog`.
     #[must_use]
     pub fn with_event_log(mut self, path: PathBuf) -> Self {
-        self.machine.set_event_log(path);
+        self.event_log = Some(path);
         self
     }
 
@@ -90,7 +89,8 @@ impl Attester {
         if report_data.len() > limit {
             return Err(Error::ReportData { length: report_data.len(), limit });
         }
-        primary.evidence(&self.machine, report_data)
+        let aael = if primary.carries_event_log() { self.agent_log()? } else { None };
+        primary.evidence(report_data, aael.as_deref())
     }
 
     /// Evidence of each device by its name, bound to `report_data`; `None` without devices.
@@ -123,6 +123,20 @@ impl Attester {
         self.primary().check_initdata(digest)
     }
 
+    /// What the agent has logged so far; nothing if it has not started to.
+    fn agent_log(&self) -> Result<Option<Vec<u8>>, Error> {
+        let Some(path) = &self.event_log else { return Ok(None) };
+        let mut log = Vec::new();
+        let read = File::open(path).and_then(|file| file.take(MAX_LOG as u64 + 1).read_to_end(&mut log));
+        match read {
+            Ok(read) if read > MAX_LOG => Err(io::Error::from(ErrorKind::FileTooLarge)),
+            Ok(_) => Ok(Some(log).filter(|log| !log.is_empty())),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+        .map_err(|e| Error::file(&path.display().to_string(), &e))
+    }
+
     fn primary(&self) -> &dyn Collector {
         static SHARED: Sample = Sample::new();
         self.primary.as_deref().unwrap_or(&SHARED)
@@ -138,8 +152,13 @@ pub(crate) trait Collector: fmt::Debug + Send + Sync {
         MAX_REPORT_DATA
     }
 
-    /// Evidence over `report_data` of at most [`Collector::max_report_data`] bytes.
-    fn evidence(&self, machine: &Machine, report_data: &[u8]) -> Result<Value, Error>;
+    /// Whether evidence has the event logs in it.
+    fn carries_event_log(&self) -> bool {
+        false
+    }
+
+    /// Evidence over `report_data` of at most [`Collector::max_report_data`] bytes, with the agent's event log.
+    fn evidence(&self, report_data: &[u8], aael: Option<&[u8]>) -> Result<Value, Error>;
 
     fn registers(&self) -> Option<&dyn Registers> {
         None
@@ -158,15 +177,28 @@ pub(crate) trait Device: fmt::Debug + Send + Sync {
     fn evidence(&self, report_data: &[u8]) -> Result<Value, Error>;
 }
 
+/// Evidence as it goes to the verifier.
+pub(crate) fn json(evidence: &impl Serialize) -> Result<Value, Error> {
+    serde_json::to_value(evidence).map_err(|e| Error::Json(e.to_string()))
+}
+
+/// Report data as fields of 64 bytes hold it: cut off or padded with zeros on the right.
+pub(crate) fn padded(report_data: &[u8]) -> [u8; MAX_REPORT_DATA] {
+    std::array::from_fn(|i| report_data.get(i).copied().unwrap_or_default())
+}
+
 /// Report data of every TEE but [`Tee::Se`] fits in 64 bytes.
 pub const MAX_REPORT_DATA: usize = 64;
 
-/// Set to anything, it attaches the sample's device.
-const SAMPLE_DEVICE: &str = "ENABLE_SAMPLE_DEVICE";
+/// The agent's event log, unless `AAEL_PATH` says otherwise.
+const EVENT_LOG: &str = "/run/attestation-agent/eventlog";
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fake::{FakeKernel, Tsm};
+    use crate::sample::SampleDevice;
+    use crate::tdx::Tdx;
 
     #[test]
     fn a_machine_without_a_tee_is_a_sample() {
@@ -176,13 +208,44 @@ mod tests {
     }
 
     #[test]
-    fn hardware_without_an_attester_is_an_error_that_names_it() {
+    fn hardware_is_found_by_its_files() {
         let root = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(root.path().join("sys/devices/platform/sev-guest")).unwrap();
+        assert_eq!(Attester::detect(root.path()).unwrap().tee(), Tee::Snp);
+    }
 
-        let error = Attester::detect(root.path()).unwrap_err().to_string();
+    #[test]
+    fn the_agents_log_goes_with_the_evidence_that_has_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("eventlog");
+        let kernel = FakeKernel::new().tsm(Tsm::new("tdx_guest", <[u8]>::to_vec));
+        let tdx = Tdx::new(&kernel.machine().0);
+        let attester = Attester { primary: Some(Box::new(tdx)), ..Attester::Sample }.with_event_log(path.clone());
 
-        assert!(error.contains("kind snp") && error.contains("/sys/devices/platform/sev-guest"), "{error}");
+        assert_eq!(attester.evidence(&[1]).unwrap()["cc_eventlog"], Value::Null);
+        std::fs::write(&path, "agent's").unwrap();
+        assert!(attester.evidence(&[1]).unwrap()["cc_eventlog"].is_string());
+        std::fs::write(&path, vec![0; MAX_LOG + 1]).unwrap();
+        assert!(matches!(attester.evidence(&[1]), Err(Error::File { .. })));
+    }
+
+    #[test]
+    fn the_event_log_is_below_the_root() {
+        let root = tempfile::tempdir().unwrap();
+        let attester = Attester::detect(root.path()).unwrap();
+        assert_eq!(attester.event_log.unwrap(), root.path().join("run/attestation-agent/eventlog"));
+    }
+
+    #[test]
+    fn a_sample_has_registers_and_no_binding() {
+        let (attester, other) = (Attester::sample(), Attester::sample());
+        let registers = attester.registers().unwrap();
+        registers.extend(registers.map(registers.default_pcr()).unwrap(), &[1; 48]).unwrap();
+
+        assert_ne!(registers.read(17).unwrap(), [0; 48]);
+        assert_eq!(other.registers().unwrap().read(17).unwrap(), [0; 48]);
+        let digest = InitDataDigest::new(&[1; 32]).unwrap();
+        assert_eq!(attester.check_initdata(&digest).unwrap(), Binding::Unsupported);
     }
 
     #[test]

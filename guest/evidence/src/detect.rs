@@ -1,142 +1,228 @@
-//! The traces that each TEE leaves in the file system, in the order in which they are looked for.
+//! The traces that each TEE leaves on a machine, in the order in which they are looked for.
 //!
-//! The order is upstream's: a TDX guest on Azure shows a vTPM as well, so the more specific comes first. A generic TPM
-//! is no trace: a host can attach one to any machine, so it says nothing about a TEE.
-
-use std::fs;
-use std::path::Path;
+//! The order is upstream's: a TDX guest on Azure shows a vTPM as well, so the more specific comes first.
 
 use wire::rcar::Tee;
 
-/// A sign of a TEE.
-pub(crate) struct Trace {
-    pub(crate) tee: Tee,
-    /// Where it was seen, as a path of the guest.
-    pub(crate) path: String,
+use crate::attester::{Collector, Device};
+use crate::az_snp_vtpm::AzSnpVtpm;
+use crate::az_tdx_vtpm::AzTdxVtpm;
+use crate::azure::Azure;
+use crate::cca::{self, Cca};
+use crate::csv::{self, Csv};
+use crate::machine::Machine;
+use crate::sample::{Sample, SampleDevice};
+use crate::se::{self, Se};
+use crate::sgx::{self, Sgx};
+use crate::snp::{self, Snp};
+use crate::tdx::{self, Tdx};
+use crate::tpm::Tpm;
+use crate::{Error, tsm};
+
+/// The machine's TEE.
+///
+/// # Errors
+/// [`Error::NoAttester`] for a TEE that can't be attested; why a vTPM that may be Azure's did not answer.
+pub(crate) fn primary(machine: &Machine) -> Result<Box<dyn Collector>, Error> {
+    let provider = tsm::provider(machine);
+    let provider = provider.as_deref();
+    let exists = |path| machine.exists(path);
+
+    if provider == Some(tdx::PROVIDER) || exists(tdx::DEVICE) || has_flag(machine, "tdx_guest") {
+        return Ok(Box::new(Tdx::new(machine)));
+    }
+    if machine.text(sgx::TYPE).as_deref() == Some("dcap") {
+        return Ok(Box::new(Sgx::new(machine)));
+    }
+    if machine.variable(OCCLUM).is_some() {
+        return Err(Error::NoAttester {
+            tee: Tee::Sgx,
+            trace: OCCLUM,
+            reason: "Occlum gives quotes through a library of its own in C alone; Gramine gives them through files",
+        });
+    }
+    if let Some(attester) = azure(machine)? {
+        return Ok(attester);
+    }
+    if provider == Some(snp::PROVIDER) || exists(SNP_PLATFORM) || exists(snp::DEVICE) {
+        return Ok(Box::new(Snp::new(machine)));
+    }
+    if exists(csv::DEVICE) {
+        return Ok(Box::new(Csv::new(machine)));
+    }
+    if provider == Some(cca::PROVIDER) {
+        return Ok(Box::new(Cca::new(machine)));
+    }
+    if machine.text(se::PROTECTED).as_deref() == Some("1") {
+        return Ok(Box::new(Se::new(machine)));
+    }
+    if let Some(tpm) = tpm(machine)? {
+        return Ok(Box::new(tpm));
+    }
+    tracing::warn!("no TEE found: sample evidence proves nothing, use it for tests alone");
+    Ok(Box::new(Sample::new()))
 }
 
-/// The first TEE with a trace under `root`.
-pub(crate) fn tee(root: &Path) -> Option<Trace> {
-    let provider = tsm_provider(root);
-    PROBES
-        .iter()
-        .find(|(_, probe)| probe.holds(root, provider.as_deref()))
-        .map(|(tee, probe)| Trace { tee: *tee, path: format!("/{}", probe.path()) })
-}
-
-enum Probe {
-    /// The file or folder exists.
-    Exists(&'static str),
-    /// The file holds this text, surrounding white space aside.
-    Holds(&'static str, &'static str),
-    /// The file has this word in it.
-    Word(&'static str, &'static str),
-    /// The kernel's TSM report interface has this provider.
-    Provider(&'static str),
-}
-
-impl Probe {
-    fn holds(&self, root: &Path, provider: Option<&str>) -> bool {
-        match self {
-            Self::Exists(path) => root.join(path).exists(),
-            Self::Holds(path, text) => read(root, path).is_some_and(|found| found.trim() == *text),
-            Self::Word(path, word) => read(root, path).is_some_and(|text| text.split_whitespace().any(|w| w == *word)),
-            Self::Provider(name) => provider == Some(name),
+/// The machine's devices with evidence of their own, beside the `primary` TEE.
+///
+/// # Errors
+/// As [`primary`].
+pub(crate) fn devices(machine: &Machine, primary: Tee) -> Result<Vec<Box<dyn Device>>, Error> {
+    let mut devices: Vec<Box<dyn Device>> = Vec::new();
+    if machine.variable(SAMPLE_DEVICE).is_some() {
+        devices.push(Box::new(SampleDevice));
+    }
+    // The other TEEs have registers of their own, or are TPMs themselves.
+    let takes_tpm = !matches!(primary, Tee::Tdx | Tee::AzSnpVtpm | Tee::AzTdxVtpm | Tee::Tpm | Tee::Sample);
+    if takes_tpm && let Some(tpm) = tpm(machine)? {
+        devices.push(Box::new(tpm));
+    }
+    for (tee, trace, reason) in UNATTESTED {
+        if machine.exists(trace) {
+            tracing::warn!(device = %tee, trace, reason, "a device has no evidence");
         }
     }
+    Ok(devices)
+}
 
-    fn path(&self) -> &'static str {
-        match self {
-            Self::Exists(path) | Self::Holds(path, _) | Self::Word(path, _) => path,
-            Self::Provider(_) => TSM_REPORT,
+/// Azure's VMs have the report in their vTPM, and other machines nothing at its place.
+fn azure(machine: &Machine) -> Result<Option<Box<dyn Collector>>, Error> {
+    match Azure::report(machine) {
+        Ok(Some(report)) if report.is_tdx() => Ok(Some(Box::new(AzTdxVtpm(Azure::new(machine))))),
+        Ok(Some(_)) => Ok(Some(Box::new(AzSnpVtpm(Azure::new(machine))))),
+        Ok(None) => Ok(None),
+        // To go on as a sample would throw the hardware's protection away.
+        Err(error) if machine.text(CHASSIS).as_deref() == Some(AZURE) => Err(error),
+        Err(error) => {
+            tracing::warn!(%error, "the TPM is left out");
+            Ok(None)
         }
     }
 }
 
-fn read(root: &Path, path: &str) -> Option<String> {
-    fs::read_to_string(root.join(path)).ok()
-}
-
-/// Who answers the kernel's TSM reports. Only an entry of the report folder tells, so one is made and removed again.
-fn tsm_provider(root: &Path) -> Option<String> {
-    let entry = root.join(TSM_REPORT).join(format!("cocoon-probe-{}", std::process::id()));
-    fs::create_dir(&entry).ok()?;
-    let provider = fs::read_to_string(entry.join("provider")).ok();
-    // The entry is empty to the kernel whatever files it shows, so this is one rmdir.
-    if let Err(error) = fs::remove_dir(&entry) {
-        tracing::warn!(entry = %entry.display(), %error, "the TSM report entry stays");
+/// A host can attach a TPM to any machine: one that fails counts only if it was asked for.
+fn tpm(machine: &Machine) -> Result<Option<Tpm>, Error> {
+    match Tpm::detect(machine) {
+        Err(error) if machine.variable(TPM_DEVICE).is_none() => {
+            tracing::warn!(%error, "the TPM is left out");
+            Ok(None)
+        }
+        outcome => outcome,
     }
-    provider.map(|name| name.trim().to_owned())
 }
 
-const TSM_REPORT: &str = "sys/kernel/config/tsm/report";
-const CHASSIS: &str = "sys/class/dmi/id/chassis_asset_tag";
-/// What every virtual machine on Azure has here; those with a vTPM and no other trace are confidential or "trusted
-/// launch", and only the vTPM's contents tell which, so all of them count.
+fn has_flag(machine: &Machine, flag: &str) -> bool {
+    machine.text("/proc/cpuinfo").is_some_and(|text| text.split_whitespace().any(|word| word == flag))
+}
+
+const SNP_PLATFORM: &str = "/sys/devices/platform/sev-guest";
+const OCCLUM: &str = "OCCLUM";
+const TPM_DEVICE: &str = "AA_TPM_DEVICE";
+/// Set to anything, it attaches the sample's device.
+const SAMPLE_DEVICE: &str = "ENABLE_SAMPLE_DEVICE";
+const CHASSIS: &str = "/sys/class/dmi/id/chassis_asset_tag";
+/// What every virtual machine on Azure has there.
 const AZURE: &str = "7783-7084-3265-9085-8269-3286-77";
 
-const PROBES: &[(Tee, Probe)] = &[
-    (Tee::Tdx, Probe::Provider("tdx_guest")),
-    (Tee::Tdx, Probe::Exists("dev/tdx_guest")),
-    (Tee::Tdx, Probe::Word("proc/cpuinfo", "tdx_guest")),
-    (Tee::Sgx, Probe::Holds("dev/attestation/attestation_type", "dcap")),
-    (Tee::AzSnpVtpm, Probe::Holds(CHASSIS, AZURE)),
-    (Tee::Snp, Probe::Provider("sev_guest")),
-    (Tee::Snp, Probe::Exists("sys/devices/platform/sev-guest")),
-    (Tee::Snp, Probe::Exists("dev/sev-guest")),
-    (Tee::Csv, Probe::Exists("dev/csv-guest")),
-    (Tee::Cca, Probe::Provider("arm_cca_guest")),
-    (Tee::Se, Probe::Holds("sys/firmware/uv/prot_virt_guest", "1")),
+/// Devices whose evidence only the vendors' own libraries collect.
+const UNATTESTED: &[(Tee, &str, &str)] = &[
+    (
+        Tee::Nvidia,
+        "/dev/nvidiactl",
+        "GPUs are attested through NVIDIA's libraries (NVML, NSCQ), which are not part of the guest",
+    ),
+    (Tee::HygonDcu, "/dev/mkfd", "DCUs are attested through Hygon's driver library, which is not part of the guest"),
 ];
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::azure::tests::vtpm;
+    use crate::fake::{FakeKernel, Tsm};
+    use crate::swtpm::Swtpm;
 
     #[test]
     fn each_trace_names_its_tee() {
         for (path, text, expected) in [
-            ("dev/tdx_guest", "", Tee::Tdx),
-            ("proc/cpuinfo", "flags\t: fpu tdx_guest sse", Tee::Tdx),
-            ("dev/attestation/attestation_type", "dcap\n", Tee::Sgx),
-            (CHASSIS, "7783-7084-3265-9085-8269-3286-77\n", Tee::AzSnpVtpm),
-            ("dev/sev-guest", "", Tee::Snp),
-            ("dev/csv-guest", "", Tee::Csv),
-            ("sys/firmware/uv/prot_virt_guest", "1\n", Tee::Se),
+            (tdx::DEVICE, "", Tee::Tdx),
+            ("/proc/cpuinfo", "flags\t: fpu tdx_guest sse", Tee::Tdx),
+            (sgx::TYPE, "dcap\n", Tee::Sgx),
+            (SNP_PLATFORM, "", Tee::Snp),
+            (snp::DEVICE, "", Tee::Snp),
+            (csv::DEVICE, "", Tee::Csv),
+            (se::PROTECTED, "1\n", Tee::Se),
         ] {
-            let root = tree(&[(path, text)]);
-            let trace = tee(root.path()).unwrap();
-            assert_eq!((trace.tee, trace.path), (expected, format!("/{path}")));
+            let (machine, _) = FakeKernel::new().file(path, text).machine();
+            assert_eq!(primary(&machine).unwrap().tee(), expected, "{path}");
         }
     }
 
     #[test]
-    fn tdx_comes_before_the_vtpm_beside_it() {
-        let root = tree(&[(CHASSIS, AZURE), ("dev/tdx_guest", "")]);
-        assert_eq!(tee(root.path()).unwrap().tee, Tee::Tdx);
+    fn each_provider_of_reports_names_its_tee_and_no_entry_stays() {
+        for (name, expected) in
+            [(tdx::PROVIDER, Tee::Tdx), (snp::PROVIDER, Tee::Snp), (cca::PROVIDER, Tee::Cca), ("another", Tee::Sample)]
+        {
+            let (machine, kernel) = FakeKernel::new().tsm(Tsm::new(name, <[u8]>::to_vec)).machine();
+            assert_eq!((primary(&machine).unwrap().tee(), kernel.entries()), (expected, 0));
+        }
     }
 
     #[test]
     fn what_an_ordinary_machine_shows_is_no_trace() {
-        let root = tree(&[
-            ("proc/cpuinfo", "flags\t: fpu sev sev_es"),
-            (CHASSIS, "No Asset Tag"),
-            ("sys/firmware/uv/prot_virt_guest", "0\n"),
-            ("dev/tpm0", ""),
-        ]);
-        fs::create_dir_all(root.path().join(TSM_REPORT)).unwrap();
-
-        assert!(tee(root.path()).is_none());
-        assert_eq!(fs::read_dir(root.path().join(TSM_REPORT)).unwrap().count(), 0, "the probe's entry is removed");
+        let kernel = FakeKernel::new()
+            .file("/proc/cpuinfo", "flags\t: fpu sev sev_es")
+            .file(CHASSIS, "No Asset Tag")
+            .file(se::PROTECTED, "0\n")
+            .file("/dev/tpm0", "");
+        assert_eq!(primary(&kernel.machine().0).unwrap().tee(), Tee::Sample);
     }
 
-    fn tree(files: &[(&str, &str)]) -> tempfile::TempDir {
-        let root = tempfile::tempdir().unwrap();
-        for (path, text) in files {
-            let path = root.path().join(path);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, text).unwrap();
+    #[test]
+    fn occlum_is_an_error_that_says_why() {
+        let machine = FakeKernel::new().machine().0.with_variables(&[(OCCLUM, "yes")]);
+        let error = primary(&machine).unwrap_err().to_string();
+        assert!(error.contains("kind sgx") && error.contains("Gramine"), "{error}");
+    }
+
+    #[test]
+    fn azures_vtpm_tells_its_tee() {
+        for (kind, expected) in [(2, Tee::AzSnpVtpm), (4, Tee::AzTdxVtpm)] {
+            let Some(swtpm) = vtpm(kind, &[]) else { return };
+            let machine = swtpm.machine();
+            let attester = azure(&machine).unwrap().unwrap();
+            assert_eq!(attester.tee(), expected);
+            assert!(devices(&machine, expected).unwrap().is_empty());
         }
-        root
+    }
+
+    #[test]
+    fn a_vtpm_on_azure_that_does_not_answer_is_an_error() {
+        let ordinary = FakeKernel::new().file("/dev/tpm0", "");
+        assert!(azure(&ordinary.machine().0).unwrap().is_none());
+        let on_azure = FakeKernel::new().file("/dev/tpm0", "").file(CHASSIS, AZURE);
+        assert!(azure(&on_azure.machine().0).is_err());
+        let without_tpm = FakeKernel::new().file(CHASSIS, AZURE);
+        assert!(azure(&without_tpm.machine().0).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_tpm_is_a_device_beside_a_tee_without_registers() {
+        let Some(swtpm) = Swtpm::start() else { return };
+        let names = |primary| {
+            let devices = devices(&swtpm.machine(), primary).unwrap();
+            devices.iter().map(|device| device.tee()).collect::<Vec<_>>()
+        };
+        assert_eq!(names(Tee::Snp), []);
+        swtpm.attestation_key(0x8101_0002);
+        assert_eq!(names(Tee::Snp), [Tee::Tpm]);
+        assert_eq!(names(Tee::Tdx), []);
+    }
+
+    #[test]
+    fn the_samples_device_is_attached_by_the_environment() {
+        let machine = FakeKernel::new().file("/dev/nvidiactl", "").machine().0;
+        assert!(devices(&machine, Tee::Sample).unwrap().is_empty());
+        let devices = devices(&machine.with_variables(&[(SAMPLE_DEVICE, "1")]), Tee::Sample).unwrap();
+        assert_eq!(devices.iter().map(|device| device.tee()).collect::<Vec<_>>(), [Tee::SampleDevice]);
     }
 }

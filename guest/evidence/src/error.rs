@@ -1,7 +1,6 @@
 //! Why there is no evidence, no measurement or no binding.
 
 use std::io;
-use std::path::Path;
 
 use wire::rcar::Tee;
 
@@ -10,13 +9,15 @@ use wire::rcar::Tee;
 pub enum Error {
     /// Hardware was found that no attester knows.
     #[error(
-        "{trace} says that this is a TEE of kind {tee}, for which there is no attester yet; next: use a guest of kind sample on hardware without a TEE"
+        "{trace} says that this is a TEE of kind {tee}, which can't be attested: {reason}; next: run the guest elsewhere"
     )]
     NoAttester {
         /// What was found.
         tee: Tee,
-        /// The file that gave it away.
-        trace: String,
+        /// The file or variable that gave it away.
+        trace: &'static str,
+        /// Why there is no attester.
+        reason: &'static str,
     },
     /// More report data than fits.
     #[error("report data of {length} bytes, where the TEE carries at most {limit}; next: send a digest of the data")]
@@ -45,6 +46,26 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// A TPM refused a command or gave a wrong answer.
+    #[error(
+        "TPM {device}, {command}: {reason}; next: check AA_TPM_DEVICE and AA_TPM_AK_HANDLE, and that nobody else holds the TPM"
+    )]
+    Tpm {
+        /// Device or socket.
+        device: String,
+        /// The command, or what was meant for it.
+        command: String,
+        /// What the TPM said.
+        reason: String,
+    },
+    /// A service of the cloud or of the hardware's vendor failed.
+    #[error("{url}: {reason}; next: check that the guest's network reaches it")]
+    Service {
+        /// The URL.
+        url: String,
+        /// What happened.
+        reason: String,
+    },
     /// The TEE can't measure what happens at run time, or its kernel can't yet.
     #[error("this TEE has no such runtime measurement: {0}")]
     NotSupported(String),
@@ -57,7 +78,9 @@ pub enum Error {
         reason: String,
     },
     /// A digest of the wrong length.
-    #[error("a digest of {length} bytes for {what}, which takes {expected}; next: use initdata or events hashed with the fitting algorithm")]
+    #[error(
+        "a digest of {length} bytes for {what}, which takes {expected}; next: use initdata or events hashed with the fitting algorithm"
+    )]
     Digest {
         /// What it was meant for.
         what: &'static str,
@@ -67,7 +90,9 @@ pub enum Error {
         length: usize,
     },
     /// The hardware was launched with another initdata than the guest was given.
-    #[error("initdata has digest {actual}, but {register} holds {expected}: the host changed one of them; next: launch the guest again with the owner's initdata")]
+    #[error(
+        "initdata has digest {actual}, but {register} holds {expected}: the host changed one of them; next: launch the guest again with the owner's initdata"
+    )]
     InitData {
         /// The hardware's field.
         register: &'static str,
@@ -79,8 +104,8 @@ pub enum Error {
 }
 
 impl Error {
-    pub(crate) fn file(path: &Path, error: &io::Error) -> Self {
-        Self::File { path: path.display().to_string(), reason: error.to_string() }
+    pub(crate) fn file(path: &str, error: &io::Error) -> Self {
+        Self::File { path: path.to_owned(), reason: error.to_string() }
     }
 
     pub(crate) fn malformed(what: &'static str, reason: impl ToString) -> Self {

@@ -12,6 +12,11 @@ use crate::Error;
 ///
 /// Every method may block on the hardware.
 pub trait Registers: Send + Sync {
+    /// The PCR to measure to where nobody chose one. Not every TEE lets software extend upstream's default, 17.
+    fn default_pcr(&self) -> u32 {
+        17
+    }
+
     /// The index of the register that stands for this PCR.
     ///
     /// # Errors

@@ -6,8 +6,7 @@ use serde_json::Value;
 use wire::evidence::SampleEvidence;
 use wire::rcar::Tee;
 
-use crate::attester::{Collector, Device};
-use crate::machine::Machine;
+use crate::attester::{Collector, Device, json};
 use crate::registers::SoftwareRegisters;
 use crate::{Error, Registers};
 
@@ -26,7 +25,7 @@ impl Collector for Sample {
         Tee::Sample
     }
 
-    fn evidence(&self, _: &Machine, report_data: &[u8]) -> Result<Value, Error> {
+    fn evidence(&self, report_data: &[u8], _: Option<&[u8]>) -> Result<Value, Error> {
         evidence("1", report_data)
     }
 
@@ -51,8 +50,7 @@ impl Device for SampleDevice {
 
 /// Evidence with the report data as it is, neither padded nor cut: its verifier compares it as a whole.
 fn evidence(svn: &str, report_data: &[u8]) -> Result<Value, Error> {
-    let evidence = SampleEvidence { svn: svn.to_owned(), report_data: STANDARD.encode(report_data) };
-    serde_json::to_value(evidence).map_err(|e| Error::Json(e.to_string()))
+    json(&SampleEvidence { svn: svn.to_owned(), report_data: STANDARD.encode(report_data) })
 }
 
 #[cfg(test)]
@@ -61,7 +59,7 @@ mod tests {
 
     #[test]
     fn it_has_the_form_on_the_wire() {
-        let evidence = Sample::new().evidence(&Machine::NONE, &[0xfb, 0xff]).unwrap();
+        let evidence = Sample::new().evidence(&[0xfb, 0xff], None).unwrap();
         assert_eq!(evidence, serde_json::json!({ "svn": "1", "report_data": "+/8=" }));
     }
 }
