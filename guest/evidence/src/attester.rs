@@ -43,8 +43,8 @@ impl Attester {
     /// is `/` in a guest.
     ///
     /// Without any trace this is the sample attester, with a warning. A trace of a TEE that has no attester is an
-    /// error: to go on as a sample would throw the hardware's protection away in silence. NVIDIA's GPUs and Hygon's
-    /// DCUs are attested through libraries of their vendors alone: such devices are left out, with a warning.
+    /// error: to go on as a sample would throw the hardware's protection away in silence. NVIDIA's GPUs
+    /// are attested through NVIDIA's own libraries alone: they are left out, with a warning.
     ///
     /// # Errors
     /// [`Error::NoAttester`]; or why a TPM that the environment names, or Azure's, did not answer.
@@ -104,8 +104,8 @@ impl Attester {
         if report_data.len() > MAX_REPORT_DATA {
             return Err(Error::ReportData { length: report_data.len(), limit: MAX_REPORT_DATA });
         }
-        let evidence = |device: &Box<dyn Device>| Ok((device.tee().to_string(), device.evidence(report_data)?));
-        self.devices.iter().map(evidence).collect::<Result<_, _>>().map(Some)
+        let evidence = |device: &dyn Device| Ok((device.tee().to_string(), device.evidence(report_data)?));
+        self.devices.iter().map(|device| evidence(&**device)).collect::<Result<_, _>>().map(Some)
     }
 
     /// The runtime measurement registers; `None` where the TEE has none.

@@ -10,7 +10,9 @@ use crate::az_tdx_vtpm::AzTdxVtpm;
 use crate::azure::Azure;
 use crate::cca::{self, Cca};
 use crate::csv::{self, Csv};
+use crate::hygon_dcu::HygonDcu;
 use crate::machine::Machine;
+use crate::nvidia_dpu::NvidiaDpu;
 use crate::sample::{Sample, SampleDevice};
 use crate::se::{self, Se};
 use crate::sgx::{self, Sgx};
@@ -72,15 +74,22 @@ pub(crate) fn devices(machine: &Machine, primary: Tee) -> Result<Vec<Box<dyn Dev
     if machine.variable(SAMPLE_DEVICE).is_some() {
         devices.push(Box::new(SampleDevice));
     }
+    if let Some(dcu) = HygonDcu::detect(machine) {
+        devices.push(Box::new(dcu));
+    }
+    if let Some(dpu) = NvidiaDpu::detect(machine) {
+        devices.push(Box::new(dpu));
+    }
     // The other TEEs have registers of their own, or are TPMs themselves.
     let takes_tpm = !matches!(primary, Tee::Tdx | Tee::AzSnpVtpm | Tee::AzTdxVtpm | Tee::Tpm | Tee::Sample);
     if takes_tpm && let Some(tpm) = tpm(machine)? {
         devices.push(Box::new(tpm));
     }
-    for (tee, trace, reason) in UNATTESTED {
-        if machine.exists(trace) {
-            tracing::warn!(device = %tee, trace, reason, "a device has no evidence");
-        }
+    if machine.exists(NVIDIA) {
+        tracing::warn!(
+            trace = NVIDIA,
+            "GPUs have no evidence: it is collected through NVIDIA's libraries (NVML, NSCQ), which are not part of the guest"
+        );
     }
     Ok(devices)
 }
@@ -124,15 +133,8 @@ const CHASSIS: &str = "/sys/class/dmi/id/chassis_asset_tag";
 /// What every virtual machine on Azure has there.
 const AZURE: &str = "7783-7084-3265-9085-8269-3286-77";
 
-/// Devices whose evidence only the vendors' own libraries collect.
-const UNATTESTED: &[(Tee, &str, &str)] = &[
-    (
-        Tee::Nvidia,
-        "/dev/nvidiactl",
-        "GPUs are attested through NVIDIA's libraries (NVML, NSCQ), which are not part of the guest",
-    ),
-    (Tee::HygonDcu, "/dev/mkfd", "DCUs are attested through Hygon's driver library, which is not part of the guest"),
-];
+/// The device of NVIDIA's driver for GPUs.
+const NVIDIA: &str = "/dev/nvidiactl";
 
 #[cfg(test)]
 mod tests {
@@ -220,7 +222,7 @@ mod tests {
 
     #[test]
     fn the_samples_device_is_attached_by_the_environment() {
-        let machine = FakeKernel::new().file("/dev/nvidiactl", "").machine().0;
+        let machine = FakeKernel::new().file(NVIDIA, "").machine().0;
         assert!(devices(&machine, Tee::Sample).unwrap().is_empty());
         let devices = devices(&machine.with_variables(&[(SAMPLE_DEVICE, "1")]), Tee::Sample).unwrap();
         assert_eq!(devices.iter().map(|device| device.tee()).collect::<Vec<_>>(), [Tee::SampleDevice]);

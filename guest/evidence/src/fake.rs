@@ -101,6 +101,14 @@ impl Kernel for FakeKernel {
         Ok(())
     }
 
+    fn list(&self, path: &str) -> io::Result<Vec<String>> {
+        let files = self.lock();
+        let below = files.keys().filter_map(|file| file.strip_prefix(path)?.strip_prefix('/')?.split('/').next());
+        let mut names: Vec<_> = below.map(str::to_owned).collect();
+        names.dedup();
+        if names.is_empty() { Err(ErrorKind::NotFound.into()) } else { Ok(names) }
+    }
+
     fn make_folder(&self, path: &str) -> io::Result<()> {
         let tsm = self.tsm.as_ref().filter(|_| path.starts_with(FOLDER)).ok_or(ErrorKind::NotFound)?.lock().unwrap();
         let mut files = self.lock();
@@ -133,10 +141,12 @@ impl fmt::Debug for FakeKernel {
     }
 }
 
+type Answer = Box<dyn Fn(&[u8]) -> Vec<u8> + Send>;
+
 /// The kernel's TSM reports: who answers, and what.
 pub(crate) struct Tsm {
     provider: &'static str,
-    answer: Box<dyn Fn(&[u8]) -> Vec<u8> + Send>,
+    answer: Answer,
     auxblob: Option<Vec<u8>>,
     races: usize,
     refusal: Option<i32>,

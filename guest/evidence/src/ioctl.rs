@@ -1,6 +1,6 @@
 //! The ioctls of TEEs' devices: system calls that no safe wrapper exists for.
 //!
-//! Source: the kernel's `uapi/linux/tdx-guest.h`, `uapi/linux/sev-guest.h` and s390's `uapi/asm/uvdevice.h`; for CSV
+//! Source: the kernel's `uapi/linux/tdx-guest.h`, `uapi/linux/sev-guest.h` and s390's `uapi/asm/uvdevice.h`; for CSV, DCU
 //! and for extending RTMRs by ioctl, the drivers of the vendors' kernels.
 
 #![allow(unsafe_code)]
@@ -35,6 +35,23 @@ pub(crate) fn perform(device: &File, call: Call<'_>) -> io::Result<()> {
             // SAFETY: the buffer is as long as the request says, and outlives the call.
             unsafe { ioctl(device, READ | WRITE, b'D', 2, &mut request) }?;
             match request.firmware_error {
+                0 => Ok(()),
+                code => Err(io::Error::other(format!("the firmware refused with code {code:#x}"))),
+            }
+        }
+        Call::DcuReport { device: id, request, answer } => {
+            let mut arguments = DcuReportRequest {
+                device: id,
+                version: 1,
+                request: request.as_ptr() as u64,
+                request_length: request.len() as u64,
+                answer: answer.as_mut_ptr() as u64,
+                answer_length: answer.len() as u64,
+                firmware_error: 0,
+            };
+            // SAFETY: both pages are as long as the request says, and outlive the call.
+            unsafe { ioctl(device, READ | WRITE, b'M', 0x17, &mut arguments) }?;
+            match arguments.firmware_error {
                 0 => Ok(()),
                 code => Err(io::Error::other(format!("the firmware refused with code {code:#x}"))),
             }
@@ -205,6 +222,17 @@ struct CsvRegisterRequest {
 }
 
 #[repr(C)]
+struct DcuReportRequest {
+    device: u32,
+    version: u32,
+    request: u64,
+    request_length: u64,
+    answer: u64,
+    answer_length: u64,
+    firmware_error: u64,
+}
+
+#[repr(C)]
 struct SeControl {
     flags: u32,
     code: u16,
@@ -244,4 +272,5 @@ const SE_EXECUTED: u16 = 1;
 const _: () = assert!(size_of::<TdxReportRequest>() == 1088 && size_of::<TdxExtendRequest>() == 49);
 const _: () = assert!(size_of::<SnpExtendedRequest>() == 112 && size_of::<SnpGuestRequest>() == 32);
 const _: () = assert!(size_of::<CsvReportRequest>() == 16 && size_of::<CsvRegisterRequest>() == 24);
+const _: () = assert!(size_of::<DcuReportRequest>() == 48);
 const _: () = assert!(size_of::<SeControl>() == 0x40 && size_of::<SeAttest>() == 0x138);

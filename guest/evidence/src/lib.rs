@@ -14,10 +14,12 @@ mod error;
 #[cfg(test)]
 mod fake;
 mod http;
+mod hygon_dcu;
 mod initdata;
 mod ioctl;
 mod linux;
 mod machine;
+mod nvidia_dpu;
 mod pcrs;
 mod registers;
 mod sample;

@@ -52,6 +52,14 @@ impl Kernel for Linux {
         }
     }
 
+    fn list(&self, path: &str) -> io::Result<Vec<String>> {
+        let name =
+            |entry: io::Result<fs::DirEntry>| entry.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        let mut names = fs::read_dir(self.path(path))?.map(name).collect::<io::Result<Vec<_>>>()?;
+        names.sort();
+        Ok(names)
+    }
+
     fn make_folder(&self, path: &str) -> io::Result<()> {
         fs::create_dir(self.path(path))
     }
@@ -88,6 +96,7 @@ mod tests {
         let kernel = Linux::new(root.path());
 
         assert!(kernel.exists("/file") && !kernel.exists("/other"));
+        assert_eq!(kernel.list("/").unwrap(), ["file"]);
         assert_eq!(kernel.read("/file", 5).unwrap(), b"12345");
         assert_eq!(kernel.read("/file", 4).unwrap_err().kind(), ErrorKind::FileTooLarge);
     }
@@ -108,11 +117,12 @@ mod tests {
         let kernel = Linux::new(root.path());
 
         let (data, mut report) = ([0; 64], [0; 1024]);
-        let calls: [Call<'_>; 5] = [
+        let calls: [Call<'_>; 6] = [
             Call::TdxReport { report_data: &data, report: &mut report },
             Call::TdxExtend { register: 2, digest: &[0; 48] },
             Call::SnpReport { report_data: &data, response: &mut [0; 4000], certificates: &mut Vec::new() },
             Call::CsvReport { page: &mut [0; 4096] },
+            Call::DcuReport { device: 1, request: &[0; 4096], answer: &mut [0; 4096] },
             Call::SeAttest {
                 request: &[0; 8],
                 user_data: &[0; 64],

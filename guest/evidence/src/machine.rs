@@ -84,6 +84,9 @@ pub(crate) trait Kernel: fmt::Debug + Send + Sync {
     /// Writes an attribute in one piece. No file is made.
     fn write(&self, path: &str, data: &[u8]) -> io::Result<()>;
 
+    /// Names in a folder, sorted.
+    fn list(&self, path: &str) -> io::Result<Vec<String>>;
+
     fn make_folder(&self, path: &str) -> io::Result<()>;
 
     fn remove_folder(&self, path: &str) -> io::Result<()>;
@@ -113,6 +116,8 @@ pub(crate) enum Call<'a> {
     CsvReport { page: &'a mut [u8; 4096] },
     /// `/dev/csv-guest`: a command on the RTMRs.
     CsvRegister { command: CsvRegisterCommand, buffer: &'a mut [u8] },
+    /// `/dev/mkfd`: the report of an accelerator.
+    DcuReport { device: u32, request: &'a [u8; 4096], answer: &'a mut [u8; 4096] },
     /// `/dev/uv`: the Ultravisor's measurement.
     SeAttest {
         request: &'a [u8],

@@ -7,6 +7,8 @@ mod bytes;
 mod cca;
 mod csv;
 mod csv_certificate;
+mod hygon_dcu;
+mod nvidia;
 mod register;
 mod sample;
 mod se;
@@ -19,7 +21,12 @@ pub use az_vtpm::{AzSnpVtpmEvidence, AzTdxVtpmEvidence, AzTpmQuote, HclReport};
 pub use bytes::ByteArray;
 pub use cca::CcaEvidence;
 pub use csv::{CsvCertChain, CsvEvidence, CsvReport, CsvSigner, HskCek};
-pub use csv_certificate::{CsvCaCertificate, CsvCertificate};
+pub use csv_certificate::{
+    CsvCaBody, CsvCaCertificate, CsvCaIds, CsvCaPreamble, CsvCertificate, CsvCertificateBody, CsvCertificateData,
+    CsvCertificateSignature, CsvFirmware, CsvPoint, CsvPublicKey, CsvSignature,
+};
+pub use hygon_dcu::{DcuReport, DcuReportBody, HygonDcuEvidence};
+pub use nvidia::{NvidiaDevice, NvidiaDpuDevice, NvidiaDpuEvidence, NvidiaEvidence};
 pub use register::RegisterAlgorithm;
 pub use sample::SampleEvidence;
 pub use se::{SeEvidence, SeRequest};
