@@ -5,7 +5,7 @@
 //! `aes-xts-plain64` under PBKDF2 or Argon2; no requirement that is not known here; both copies the same. In particular a
 //! key slot under a null cipher, which would let the host choose the volume's key, is refused.
 //!
-//! What that leaves to an attacker who writes the disk and doesn't know the owner's key:
+//! What that leaves to an attacker who writes the disk and can't guess the owner's key:
 //!
 //! - The volume's key can't be chosen or exchanged: it comes out of the key slot only through the owner's key, and its
 //!   digest is in the header. Changing salt, cost, stripes, or the slot itself gives a key whose digest does not fit.

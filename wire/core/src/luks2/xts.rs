@@ -53,7 +53,7 @@ impl Xts {
         for block in mask.chunks_exact_mut(16) {
             block.copy_from_slice(&tweak.to_le_bytes());
             let carry = tweak >> 127;
-            tweak = tweak << 1 ^ carry * 0x87;
+            tweak = (tweak << 1) ^ (carry * 0x87);
         }
         Ok(mask)
     }
