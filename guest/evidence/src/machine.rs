@@ -145,4 +145,5 @@ const VARIABLES: &[&str] = &[
     "ENABLE_SAMPLE_DEVICE",
     "OCCLUM",
 ];
-const MAX_TEXT: usize = 1 << 20;
+/// What `/proc/cpuinfo` of the largest machines has.
+const MAX_TEXT: usize = 4 << 20;

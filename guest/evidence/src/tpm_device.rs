@@ -308,3 +308,89 @@ const ATTEMPTS: usize = 3;
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// Every TPM reads this much at once.
 const NV_PART: usize = 512;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::VecDeque;
+    use std::io;
+
+    /// A TPM that gives its answers one by one, whatever it is asked.
+    struct Answers(VecDeque<Vec<u8>>);
+
+    impl io::Read for Answers {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let answer = self.0.pop_front().unwrap_or_default();
+            let length = answer.len().min(buffer.len());
+            buffer[..length].copy_from_slice(&answer[..length]);
+            Ok(length)
+        }
+    }
+
+    impl io::Write for Answers {
+        fn write(&mut self, command: &[u8]) -> io::Result<usize> {
+            Ok(command.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn device(answers: &[&str]) -> TpmDevice {
+        let answers = answers.iter().map(|answer| hex::decode(answer).unwrap()).collect();
+        TpmDevice { path: "/dev/tpm0".to_owned(), stream: Box::new(Answers(answers)) }
+    }
+
+    const EXTENDED: &str = "80020000001300000000000000000000010000";
+
+    #[test]
+    fn an_answer_in_parts_is_one_answer() {
+        let whole = EXTENDED;
+        let mut device = device(&[&whole[..6], &whole[6..20], &whole[20..]]);
+        device.extend(23, [1; 32]).unwrap();
+    }
+
+    #[test]
+    fn a_busy_tpm_is_asked_again() {
+        let whole = EXTENDED;
+        device(&["80010000000a00000922", "80010000000a00000908", whole]).extend(23, [1; 32]).unwrap();
+    }
+
+    #[test]
+    fn damaged_answers_are_errors_that_name_the_command() {
+        for answer in [
+            "",                       // hung up
+            "8001",                   // cut short
+            "80010000000b00000000ff", // longer than the answer has members
+            "8001ffffffff00000000",   // claims more than any answer has
+            "80010000000a0000ffff",   // no code of the specification
+            "ffff0000000a00000000",   // no tag of it
+            "800100000004",           // shorter than its head
+        ] {
+            let error = device(&[answer]).pcrs().unwrap_err();
+            assert!(matches!(error, Error::Tpm { .. }), "{answer}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_the_tpm_refuses_is_told_by_its_name() {
+        let error = device(&["80010000000a00000101"]).pcrs().unwrap_err().to_string();
+        assert!(error.contains("TPM_RC_FAILURE") && error.contains("/dev/tpm0"), "{error}");
+    }
+
+    #[test]
+    fn a_handle_that_is_not_there_is_no_error() {
+        let missing = "80010000000a0000018b";
+        assert!(device(&[missing]).public(0x8101_0002).unwrap().is_none());
+        assert!(device(&[missing]).nv_read(0x0140_0001).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_bank_that_is_missing_is_an_error() {
+        // An answer without a selection and without values.
+        let empty = "80010000001600000000000000010000000000000000";
+        let error = device(&[empty]).pcrs().unwrap_err().to_string();
+        assert!(error.contains("no SHA-256 bank"), "{error}");
+    }
+}
