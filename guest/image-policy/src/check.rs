@@ -53,7 +53,7 @@ impl Policy {
             unmet.push(Unmet { number: 0, kind: "none", failures: vec![Failure::NoRequirement] });
         }
         for (index, requirement) in requirements.iter().enumerate() {
-            match requirement.check(image, sources, now).await {
+            match self.check_one(requirement, image, sources, now).await {
                 Ok(signer) => accepted.push(Accepted { requirement: requirement.kind(), signer }),
                 Err(failures) => unmet.push(Unmet { number: index + 1, kind: requirement.kind(), failures }),
             }
@@ -66,20 +66,19 @@ impl Policy {
             }
         }
     }
-}
 
-impl Requirement {
-    async fn check(
+    async fn check_one(
         &self,
-        _image: &Image<'_>,
-        _sources: &dyn SignatureSources,
-        _now: SystemTime,
+        requirement: &Requirement,
+        image: &Image<'_>,
+        sources: &dyn SignatureSources,
+        now: SystemTime,
     ) -> Result<Option<String>, Vec<Failure>> {
-        match self {
-            Self::InsecureAcceptAnything {} => Ok(None),
-            Self::Reject {} => Err(vec![Failure::Rejected]),
-            Self::SignedBy(_) => Err(vec![Failure::Unsupported("signedBy")]),
-            Self::SigstoreSigned(_) => Err(vec![Failure::Unsupported("sigstoreSigned")]),
+        match requirement {
+            Requirement::InsecureAcceptAnything {} => Ok(None),
+            Requirement::Reject {} => Err(vec![Failure::Rejected]),
+            Requirement::SignedBy(it) => it.check(image, &self.lookaside, sources, now).await.map(Some),
+            Requirement::SigstoreSigned(it) => it.check(image, sources, now).await.map(Some),
         }
     }
 }
@@ -93,4 +92,64 @@ pub(crate) fn has_digest(bytes: &[u8], expected: &Digest) -> bool {
         _ => return false,
     };
     hex::encode(digest::digest(algorithm, bytes)) == expected.digest()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::*;
+
+    const ACCEPT: &str = r#"{"type":"insecureAcceptAnything"}"#;
+    const REJECT: &str = r#"{"type":"reject"}"#;
+
+    async fn check(policy: &str, reference: &str) -> Result<Verdict, String> {
+        let pulled = Pulled::new(reference);
+        let policy = Policy::parse(policy.as_bytes()).unwrap();
+        policy.check(&pulled.image(), &Memory::default(), now()).await.map_err(|e| e.to_string())
+    }
+
+    #[tokio::test]
+    async fn a_verdict_names_the_scope_and_what_met_it() {
+        let policy =
+            format!(r#"{{"default":[{REJECT}],"transports":{{"docker":{{"a.example/team":[{ACCEPT},{ACCEPT}]}}}}}}"#);
+        let accepted = Accepted { requirement: "insecureAcceptAnything", signer: None };
+        let expected = Verdict { scope: "scope a.example/team".to_owned(), accepted: vec![accepted.clone(), accepted] };
+        assert_eq!(check(&policy, "a.example/team/app:v1").await, Ok(expected));
+        let refusal = check(&policy, "b.example/team/app:v1").await.unwrap_err();
+        assert!(
+            refusal.contains("by the policy's default; requirement 1 (reject): every image is rejected"),
+            "{refusal}"
+        );
+    }
+
+    #[tokio::test]
+    async fn every_requirement_must_be_met_and_those_that_are_not_are_told() {
+        let key = r#"{"type":"sigstoreSigned","keyPath":"/nowhere"}"#;
+        let refusal = check(&format!(r#"{{"default":[{ACCEPT},{key},{REJECT}]}}"#), "a.example/app").await.unwrap_err();
+        for part in ["requirement 2 (sigstoreSigned): /nowhere can't be had", "requirement 3 (reject)", "next:"] {
+            assert!(refusal.contains(part), "{part:?} is not in {refusal}");
+        }
+        assert!(!refusal.contains("requirement 1"), "{refusal}");
+    }
+
+    #[tokio::test]
+    async fn an_empty_list_rejects() {
+        let refusal = check(r#"{"default":[]}"#, "a.example/app").await.unwrap_err();
+        assert!(refusal.contains("the list of requirements is empty"), "{refusal}");
+    }
+
+    #[tokio::test]
+    async fn a_manifest_must_have_the_digest_that_is_judged() {
+        let mut pulled = Pulled::new("a.example/app:v1");
+        pulled.manifest.push(b' ');
+        let policy = Policy::parse(format!(r#"{{"default":[{ACCEPT}]}}"#).as_bytes()).unwrap();
+        let outcome = policy.check(&pulled.image(), &Memory::default(), now()).await;
+        assert!(matches!(outcome, Err(Error::Digest { .. })), "{outcome:?}");
+    }
+
+    #[test]
+    fn a_check_can_move_between_threads() {
+        fn assert_send<T: Send>(_: impl FnOnce(&'static Policy, &'static Image<'static>, &'static Memory) -> T) {}
+        assert_send(|policy, image, sources| policy.check(image, sources, now()));
+    }
 }

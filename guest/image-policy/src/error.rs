@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::sigstore::SigstoreError;
+use crate::simple::SimpleError;
 use crate::sources::SourceError;
 
 /// Why there is no [`crate::Verdict`].
@@ -72,6 +74,14 @@ pub enum Failure {
     NoStore(String),
     #[error("{place} is larger than {limit} bytes")]
     TooLarge { place: String, limit: usize },
-    #[error("{0} is not supported yet")]
-    Unsupported(&'static str),
+    #[error("the key {place} can't be used: {cause}")]
+    Key { place: String, cause: String },
+    #[error("{0} doesn't have the digest by which it was asked for")]
+    Digest(String),
+    #[error("{place} is not of the expected form: {cause}")]
+    Form { place: String, cause: String },
+    #[error("{place}: {cause}")]
+    Simple { place: String, cause: SimpleError },
+    #[error("{place}: {cause}")]
+    Sigstore { place: String, cause: SigstoreError },
 }

@@ -12,13 +12,24 @@
 
 mod check;
 mod error;
+#[cfg(test)]
+mod fixture;
 mod identity;
+mod key;
 mod lookaside;
+mod openpgp;
+mod payload;
 mod policy;
 mod scope;
+mod sigstore;
+mod simple;
 mod sources;
 
 pub use check::{Accepted, Verdict};
 pub use error::{Error, Failure, Refusal, Unmet};
+pub use openpgp::OpenPgpError;
+pub use payload::PayloadError;
 pub use policy::Policy;
+pub use sigstore::{BundleError, CertificateError, LogError, SigstoreError};
+pub use simple::SimpleError;
 pub use sources::{Document, Image, SignatureSources, SourceError};

@@ -13,12 +13,16 @@ use oci_spec::distribution::Reference;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use serde::{Deserialize, de};
 
-use crate::error::Error;
+use crate::error::{Error, Failure};
 use crate::identity::SignedIdentity;
 use crate::lookaside::Lookaside;
 use crate::scope;
+use crate::sources::SignatureSources;
 
 /// Who must have signed which images.
+///
+/// A registry goes by many names (with a port, in capitals, by its address), and each is a scope of its own. So what
+/// `default` says is what an image under a name that nobody thought of needs: it should be `reject`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Policy {
@@ -138,6 +142,18 @@ pub(crate) enum Material {
     Inline(Vec<u8>),
 }
 
+impl Material {
+    pub(crate) async fn fetch(&self, sources: &dyn SignatureSources) -> Result<Vec<u8>, Failure> {
+        match self {
+            Self::Inline(bytes) => Ok(bytes.clone()),
+            Self::Uri(uri) => {
+                let fetched = sources.document(uri).await;
+                fetched.map_err(|cause| Failure::Source { place: uri.clone(), cause })
+            }
+        }
+    }
+}
+
 impl fmt::Display for Material {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -192,8 +208,12 @@ impl TryFrom<SigstoreFields> for SigstoreSigned {
     type Error = String;
 
     fn try_from(fields: SigstoreFields) -> Result<Self, String> {
-        let keys =
-            [fields.key_path.map(one), fields.key_paths.map(many), fields.key_data.map(data), fields.key_datas.map(datas)];
+        let keys = [
+            fields.key_path.map(one),
+            fields.key_paths.map(many),
+            fields.key_data.map(data),
+            fields.key_datas.map(datas),
+        ];
         let keys = at_most_one("sigstoreSigned takes one of keyPath, keyPaths, keyData and keyDatas", keys)?;
         let log_keys = at_most_one(
             "sigstoreSigned takes one of rekorPublicKeyPath, -Paths, -Data and -Datas",
@@ -207,8 +227,10 @@ impl TryFrom<SigstoreFields> for SigstoreSigned {
         let signer = match (keys, fields.fulcio, fields.pki) {
             (Some(keys), None, None) => Signer::Keys(keys),
             (None, Some(_), None) if log_keys.is_none() => {
-                return Err("fulcio needs a rekorPublicKey: only a log can tell when a short-lived certificate was used"
-                    .to_owned());
+                return Err(
+                    "fulcio needs a rekorPublicKey: only a log can tell when a short-lived certificate was used"
+                        .to_owned(),
+                );
             }
             (None, Some(fulcio), None) => fulcio.try_into()?,
             (None, None, Some(_)) if log_keys.is_some() => {
@@ -262,8 +284,9 @@ impl TryFrom<PkiFields> for Signer {
     type Error = String;
 
     fn try_from(fields: PkiFields) -> Result<Self, String> {
-        let roots = material("pki needs one of caRootsPath and caRootsData", fields.ca_roots_path, fields.ca_roots_data)?
-            .ok_or("pki needs one of caRootsPath and caRootsData")?;
+        let roots =
+            material("pki needs one of caRootsPath and caRootsData", fields.ca_roots_path, fields.ca_roots_data)?
+                .ok_or("pki needs one of caRootsPath and caRootsData")?;
         let intermediates = material(
             "pki takes one of caIntermediatesPath and caIntermediatesData",
             fields.ca_intermediates_path,
@@ -428,7 +451,8 @@ mod tests {
         for requirement in [
             r#"{"type":"signedBy","keyType":"GPGKeys","keyPath":"/k"}"#.to_owned(),
             r#"{"type":"signedBy","keyType":"GPGKeys","keyPaths":["/k","kbs:///a/b/c"]}"#.to_owned(),
-            r#"{"type":"signedBy","keyType":"GPGKeys","keyData":"AAAA","signedIdentity":{"type":"matchExact"}}"#.to_owned(),
+            r#"{"type":"signedBy","keyType":"GPGKeys","keyData":"AAAA","signedIdentity":{"type":"matchExact"}}"#
+                .to_owned(),
             r#"{"type":"sigstoreSigned","keyPath":"kbs:///a/b/c"}"#.to_owned(),
             format!(r#"{{"type":"sigstoreSigned","keyData":"{pem}"}}"#),
             r#"{"type":"sigstoreSigned","keyDatas":["AAAA","AAAA"],"rekorPublicKeyData":"AAAA"}"#.to_owned(),
@@ -481,9 +505,7 @@ mod tests {
 
     #[test]
     fn a_scope_that_stands_twice_is_refused() {
-        let text = format!(
-            r#"{{"default":{REJECT},"transports":{{"docker":{{"a.io":{REJECT},"a.io":{ACCEPT}}}}}}}"#
-        );
+        let text = format!(r#"{{"default":{REJECT},"transports":{{"docker":{{"a.io":{REJECT},"a.io":{ACCEPT}}}}}}}"#);
         assert!(Policy::parse(text.as_bytes()).unwrap_err().to_string().contains("stands twice"));
     }
 

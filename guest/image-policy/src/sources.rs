@@ -17,6 +17,14 @@ pub struct Image<'a> {
     pub manifest_bytes: &'a [u8],
 }
 
+impl<'a> Image<'a> {
+    /// What a signature may be for: the index, which signers of several platforms sign, and the manifest.
+    pub(crate) fn digests(&self) -> impl Iterator<Item = &'a Digest> {
+        let index = self.index_digest.filter(|&index| index != self.manifest_digest);
+        index.into_iter().chain([self.manifest_digest])
+    }
+}
+
 /// A manifest as a registry gave it.
 #[derive(Clone, Debug)]
 pub struct Document {
