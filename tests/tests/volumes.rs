@@ -44,6 +44,7 @@ const FIRST: &[&str] = &[
     "a_failure_leaves_nothing_behind",
     "a_layer_is_read_through_dm_verity",
     "a_tampered_layer_reads_as_an_error",
+    "an_image_is_mounted_through_the_tree_that_its_manifest_binds",
 ];
 const SECOND: &[&str] = &["both_volumes_are_whole_after_a_guest_was_cut_off"];
 
@@ -97,7 +98,7 @@ fn layer(lab: &Lab) -> String {
 
     let path = image.display().to_string();
     let (offset, blocks) = (format!("--hash-offset={size}"), format!("--data-blocks={}", size / 4096));
-    let printed = run("/usr/sbin/veritysetup", ["format", "--no-superblock", &offset, &blocks, &path, &path]);
+    let printed = run("/usr/sbin/veritysetup", ["format", &offset, &blocks, &path, &path]);
     let value = |name: &str| printed.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
     let (root, salt) = (value("Root hash:"), value("Salt:"));
 

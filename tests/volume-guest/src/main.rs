@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use device_mapper::{Mapping, Target, Verity};
+use erofs::VerityRoot;
 use nix::kmod::{ModuleInitFlags, finit_module};
 use nix::mount::{MsFlags, mount, umount};
 use nix::sys::reboot::{RebootMode, reboot};
@@ -35,6 +36,7 @@ fn main() {
             run("a_failure_leaves_nothing_behind", || runtime.block_on(failing()));
             run("a_layer_is_read_through_dm_verity", layer);
             run("a_tampered_layer_reads_as_an_error", tampered_layer);
+            run("an_image_is_mounted_through_the_tree_that_its_manifest_binds", bound_image);
         }
         "interrupted" => runtime.block_on(interrupted()),
         "second" => {
@@ -255,20 +257,45 @@ fn tampered_layer() {
     assert_eq!(mapping.status().unwrap(), ["C"]);
 }
 
-/// By what the host has put into `/proc/cmdline` about its hash tree.
+fn bound_image() {
+    let target = Path::new("/run/image");
+    let image = |disk: &str| PathBuf::from(disk_path(disk));
+    let root = VerityRoot { hash: root_hash(), offset: argument("blocks").parse::<u64>().unwrap() * BLOCK };
+    let mounted = erofs::mount(&image("layer"), Some(&root), target).unwrap();
+    check("/run/image/file");
+    drop(mounted);
+    assert_eq!(fs::read_dir(target).unwrap().count(), 0);
+    assert_no_mapping();
+
+    let tampered = erofs::mount(&image("tampered-layer"), Some(&root), target).unwrap();
+    assert!(fs::read("/run/image/file").is_err());
+    drop(tampered);
+    let other = VerityRoot { hash: [1; 32], ..root };
+    assert!(matches!(erofs::mount(&image("layer"), Some(&other), target), Err(erofs::Error::System { .. })));
+    assert_no_mapping();
+}
+
+/// What the host has put into `/proc/cmdline` about the layer's hash tree.
+fn argument(name: &str) -> String {
+    std::env::args().find_map(|it| Some(it.strip_prefix(name)?.strip_prefix('=')?.to_owned())).unwrap()
+}
+
+fn root_hash() -> [u8; 32] {
+    hex::decode(argument("root")).unwrap().try_into().unwrap()
+}
+
 fn open_layer(disk: &str) -> Mapping {
-    let arguments: Vec<String> = std::env::args().collect();
-    let value = |name: &str| arguments.iter().find_map(|it| it.strip_prefix(name)?.strip_prefix('=')).unwrap();
-    let data_blocks = value("blocks").parse().unwrap();
+    let data_blocks = argument("blocks").parse().unwrap();
     let verity = Verity {
         data_device: disk_path(disk).into(),
         hash_device: disk_path(disk).into(),
         data_block_size: 4096,
         hash_block_size: 4096,
         data_blocks,
-        hash_start_block: data_blocks,
-        root_hash: hex::decode(value("root")).unwrap().try_into().unwrap(),
-        salt: hex::decode(value("salt")).unwrap(),
+        // Behind the superblock.
+        hash_start_block: data_blocks + 1,
+        root_hash: root_hash(),
+        salt: hex::decode(argument("salt")).unwrap(),
     };
     Mapping::open(disk, &[Target::Verity(verity)], true).unwrap()
 }
