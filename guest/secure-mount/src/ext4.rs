@@ -168,6 +168,15 @@ mod tests {
     }
 
     #[test]
+    fn the_options_of_a_kata_agent_are_allowed() {
+        assert_eq!(
+            arguments("-O ^has_journal -m 0 -i 163840 -I 128", false),
+            "-t ext4 -q -F -b 4096 -E nodiscard -O ^has_journal -m 0 -i 163840 -I 128"
+        );
+        assert!(MkfsOptions::parse("-E lazy_journal_init").is_ok());
+    }
+
+    #[test]
     fn options_that_reach_beyond_the_volume_are_refused() {
         for text in [
             "-z /tmp/undo",
