@@ -6,7 +6,7 @@
 //!
 //! Source: POSIX.1-2017 `pax`, GNU tar manual ("Basic Tar Format", "Sparse Formats").
 
-use std::io::{self, Read};
+use std::io::{self, BufRead};
 
 use crate::header::{BLOCK, DEV_MAJOR, DEV_MINOR, GID, GNU_REAL_SIZE, Header, LINK, MODE, MTIME, SIZE, UID};
 use crate::pax::Records;
@@ -71,13 +71,13 @@ pub(crate) enum Error {
     Pax,
     #[error("a map of a file's holes is malformed or too long")]
     Sparse,
-    #[error("the sparse format {0} is not supported, only GNU's own and 1.0")]
+    #[error("the sparse format {0} is not known, only GNU's own, 0.0, 0.1 and 1.0")]
     SparseFormat(String),
     #[error("a header describes an entry that does not follow")]
     Dangling,
 }
 
-impl<R: Read> Archive<R> {
+impl<R: BufRead> Archive<R> {
     pub(crate) fn new(source: R) -> Self {
         Self { source, data: 0, padding: 0 }
     }
@@ -105,17 +105,31 @@ impl<R: Read> Archive<R> {
         }
     }
 
-    /// Reads from the current entry's data, without its holes.
-    pub(crate) fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Error> {
-        let limit = buffer.len().min(usize::try_from(self.data).unwrap_or(usize::MAX));
-        if limit == 0 {
-            return Ok(0);
+    /// What is at hand of the current entry's data, without its holes; nothing at its end.
+    pub(crate) fn data(&mut self) -> Result<&[u8], Error> {
+        if self.data == 0 {
+            return Ok(&[]);
         }
-        let count = self.source.read(&mut buffer[..limit]).map_err(Error::Io)?;
-        if count == 0 {
+        let bytes = self.source.fill_buf().map_err(Error::Io)?;
+        if bytes.is_empty() {
             return Err(Error::Truncated);
         }
-        self.data -= count as u64;
+        let limit = bytes.len().min(usize::try_from(self.data).unwrap_or(usize::MAX));
+        Ok(&bytes[..limit])
+    }
+
+    /// Steps over bytes that [`Self::data`] has shown.
+    pub(crate) fn consume(&mut self, count: usize) {
+        self.source.consume(count);
+        self.data = self.data.saturating_sub(count as u64);
+    }
+
+    /// Reads from the current entry's data.
+    pub(crate) fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Error> {
+        let data = self.data()?;
+        let count = data.len().min(buffer.len());
+        buffer[..count].copy_from_slice(&data[..count]);
+        self.consume(count);
         Ok(count)
     }
 
@@ -176,15 +190,16 @@ impl<R: Read> Archive<R> {
                 extended = block[21 * 24] != 0;
             }
             map
-        } else if let Some(format) = pax.sparse_format.take() {
-            if format != "1.0" {
-                return Err(Error::SparseFormat(format));
-            }
+        } else if let Some((major, minor)) = pax.sparse_version() {
             if let Some(name) = pax.sparse_name.take() {
                 entry.path = name;
             }
             entry.size = pax.real_size.ok_or(Error::Sparse)?;
-            self.sparse_map()?
+            match (major, minor) {
+                (0, 0 | 1) => sparse::Map::from_pairs(&pax.sparse_map).ok_or(Error::Sparse)?,
+                (1, 0) => self.sparse_map()?,
+                _ => return Err(Error::SparseFormat(format!("{major}.{minor}"))),
+            }
         } else {
             return Ok(());
         };
@@ -238,13 +253,14 @@ impl<R: Read> Archive<R> {
 
     fn skip(&mut self) -> Result<(), Error> {
         let mut rest = self.data + self.padding;
-        let mut sink = [0; 16 << 10];
         while rest > 0 {
-            let limit = rest.min(sink.len() as u64) as usize;
-            match self.source.read(&mut sink[..limit]).map_err(Error::Io)? {
-                0 => return Err(Error::Truncated),
-                count => rest -= count as u64,
+            let bytes = self.source.fill_buf().map_err(Error::Io)?.len();
+            if bytes == 0 {
+                return Err(Error::Truncated);
             }
+            let count = bytes.min(usize::try_from(rest).unwrap_or(usize::MAX));
+            self.source.consume(count);
+            rest -= count as u64;
         }
         (self.data, self.padding) = (0, 0);
         Ok(())
@@ -444,6 +460,54 @@ mod tests {
         assert_eq!((entry.path.as_slice(), entry.size, rest.as_slice()), (&b"real/name"[..], 4098, &b"abcde"[..]));
         let segments: Vec<_> = entry.segments.as_ref().unwrap().iter().map(|s| (s.offset, s.length)).collect();
         assert_eq!(segments, [(0, 3), (4096, 2)]);
+    }
+
+    #[test]
+    fn the_sparse_formats_0_0_and_0_1_are_read() {
+        let old = [
+            ("GNU.sparse.size", "4098"),
+            ("GNU.sparse.numblocks", "2"),
+            ("GNU.sparse.offset", "0"),
+            ("GNU.sparse.numbytes", "3"),
+            ("GNU.sparse.offset", "4096"),
+            ("GNU.sparse.numbytes", "2"),
+        ];
+        let new = [
+            ("GNU.sparse.size", "4098"),
+            ("GNU.sparse.numblocks", "2"),
+            ("GNU.sparse.name", "real/name"),
+            ("GNU.sparse.map", "0,3,4096,2"),
+        ];
+        for (records, name) in [(&old[..], "stored/name"), (&new[..], "real/name")] {
+            let mut builder = Builder::new(Vec::new());
+            builder.append_pax_extensions(records.iter().map(|(key, value)| (*key, value.as_bytes()))).unwrap();
+            builder.append_data(&mut header(EntryType::Regular, 5), "stored/name", &b"abcde"[..]).unwrap();
+
+            let all = entries(&builder.into_inner().unwrap()).unwrap();
+
+            let (entry, rest) = &all[0];
+            assert_eq!((entry.path.as_slice(), entry.size, rest.as_slice()), (name.as_bytes(), 4098, &b"abcde"[..]));
+            let segments: Vec<_> = entry.segments.as_ref().unwrap().iter().map(|s| (s.offset, s.length)).collect();
+            assert_eq!(segments, [(0, 3), (4096, 2)]);
+        }
+    }
+
+    #[test]
+    fn a_map_of_holes_that_does_not_fit_is_refused() {
+        for (map, size, expected) in [
+            ("0,3,4096,3", "4100", "malformed"),
+            ("0,3,4096,2", "4097", "malformed"),
+            ("4096,3,0,2", "4100", "malformed"),
+            ("0,3,4096", "4100", "malformed"),
+            ("0,x", "4100", "PAX"),
+        ] {
+            let mut builder = Builder::new(Vec::new());
+            let records = [("GNU.sparse.map", map.as_bytes()), ("GNU.sparse.size", size.as_bytes())];
+            builder.append_pax_extensions(records).unwrap();
+            builder.append_data(&mut header(EntryType::Regular, 5), "name", &b"abcde"[..]).unwrap();
+            let error = entries(&builder.into_inner().unwrap()).unwrap_err().to_string();
+            assert!(error.contains(expected), "{map} gave {error}");
+        }
     }
 
     proptest! {

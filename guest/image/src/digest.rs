@@ -1,6 +1,6 @@
 //! Digests of streams: a reader that hashes what passes, and the comparison with what was promised.
 
-use std::io::{self, Read};
+use std::io::{self, BufRead, Read};
 
 use aws_lc_rs::digest::{self, Context};
 use oci_spec::image::{Digest, DigestAlgorithm};
@@ -51,6 +51,21 @@ impl<R: Read> Read for Hashing<R> {
         let count = self.inner.read(buffer)?;
         self.context.update(&buffer[..count]);
         Ok(count)
+    }
+}
+
+impl<R: BufRead> BufRead for Hashing<R> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        self.inner.fill_buf()
+    }
+
+    fn consume(&mut self, count: usize) {
+        if count > 0
+            && let Ok(bytes) = self.inner.fill_buf()
+        {
+            self.context.update(&bytes[..count.min(bytes.len())]);
+        }
+        self.inner.consume(count);
     }
 }
 

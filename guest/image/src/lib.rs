@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! registry ─ Bytes ─▶ blob digest ─▶ AES-CTR + HMAC ─▶ gzip | zstd ─▶ diff id ─▶ tar ─▶ layers/N ─▶ overlay
-//!  (async)   channel  └──────────────────────── one blocking thread a layer ────────────────┘
+//!  (async)   channel  └───────── one thread a layer ────────────────────────┘ └── another ──┘
 //! ```
 
 #![forbid(unsafe_code)]
@@ -19,6 +19,7 @@ mod config;
 mod digest;
 mod encryption;
 mod error;
+mod handoff;
 mod header;
 mod layer_dir;
 mod manifest;

@@ -3,11 +3,21 @@
 /// How to read a layer's blob.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct LayerFormat {
+    pub(crate) content: Content,
     pub(crate) compression: Compression,
     pub(crate) encrypted: bool,
 }
 
-/// How an archive is compressed.
+/// What is in a layer's blob.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Content {
+    /// A tar archive, to be unpacked.
+    Archive,
+    /// An EROFS image, to be mounted as it is.
+    Erofs,
+}
+
+/// How an archive or an image is compressed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Compression {
     None,
@@ -16,27 +26,29 @@ pub(crate) enum Compression {
 }
 
 impl LayerFormat {
-    /// Knows the layer types of OCI and Docker, each also with ocicrypt's suffix `+encrypted`.
+    /// Knows the layer types of OCI, Docker and containerd's EROFS, each also with ocicrypt's suffix `+encrypted`.
     pub(crate) fn from_media_type(media_type: &str) -> Option<Self> {
         let (plain, encrypted) = match media_type.strip_suffix("+encrypted") {
             Some(plain) => (plain, true),
             None => (media_type, false),
         };
-        let compression = match plain {
+        let (content, compression) = match plain {
             "application/vnd.oci.image.layer.v1.tar"
             | "application/vnd.oci.image.layer.nondistributable.v1.tar"
             | "application/vnd.docker.image.rootfs.diff.tar"
-            | "application/vnd.docker.image.rootfs.foreign.diff.tar" => Compression::None,
+            | "application/vnd.docker.image.rootfs.foreign.diff.tar" => (Content::Archive, Compression::None),
             "application/vnd.oci.image.layer.v1.tar+gzip"
             | "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"
             | "application/vnd.docker.image.rootfs.diff.tar.gzip"
-            | "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip" => Compression::Gzip,
+            | "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip" => (Content::Archive, Compression::Gzip),
             "application/vnd.oci.image.layer.v1.tar+zstd"
             | "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd"
-            | "application/vnd.docker.image.rootfs.diff.tar.zstd" => Compression::Zstd,
+            | "application/vnd.docker.image.rootfs.diff.tar.zstd" => (Content::Archive, Compression::Zstd),
+            "application/vnd.erofs.layer.v1" => (Content::Erofs, Compression::None),
+            "application/vnd.erofs.layer.v1+zstd" => (Content::Erofs, Compression::Zstd),
             _ => return None,
         };
-        Some(Self { compression, encrypted })
+        Some(Self { content, compression, encrypted })
     }
 }
 
@@ -56,7 +68,8 @@ mod tests {
             ("application/vnd.oci.image.layer.v1.tar+zstd+encrypted", Compression::Zstd, true),
             ("application/vnd.docker.image.rootfs.diff.tar.gzip+encrypted", Compression::Gzip, true),
         ] {
-            assert_eq!(LayerFormat::from_media_type(media_type), Some(LayerFormat { compression, encrypted }));
+            let expected = LayerFormat { content: Content::Archive, compression, encrypted };
+            assert_eq!(LayerFormat::from_media_type(media_type), Some(expected));
         }
         for media_type in
             ["", "+encrypted", "application/vnd.in-toto+json", "application/vnd.oci.image.layer.v1.tar+xz"]

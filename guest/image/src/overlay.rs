@@ -70,6 +70,9 @@ impl Overlay {
         }
         rustix::mount::fsconfig_set_string(&filesystem, "upperdir", self.writable.join(UPPER))?;
         rustix::mount::fsconfig_set_string(&filesystem, "workdir", self.writable.join(WORK))?;
+        // What an image's own attributes say about other places in its layers is not followed.
+        rustix::mount::fsconfig_set_string(&filesystem, "redirect_dir", "nofollow")?;
+        rustix::mount::fsconfig_set_string(&filesystem, "metacopy", "off")?;
         // The writable directory never outlives the guest, so nothing has to reach a disk.
         rustix::mount::fsconfig_set_flag(&filesystem, "volatile")?;
         rustix::mount::fsconfig_create(&filesystem)?;

@@ -11,18 +11,18 @@ pub(crate) struct Records {
     pub(crate) mtime: Option<(i64, u32)>,
     /// Extended attributes in the archive's order.
     pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-    /// GNU's format of files with holes, such as `1.0`.
-    pub(crate) sparse_format: Option<String>,
     pub(crate) sparse_name: Option<Vec<u8>>,
+    /// Offsets and lengths in turn, of the formats of files with holes that have their map here.
+    pub(crate) sparse_map: Vec<u64>,
     pub(crate) real_size: Option<u64>,
+    sparse_major: Option<u64>,
+    sparse_minor: Option<u64>,
 }
 
 impl Records {
     /// Reads all records; keys that say nothing about a file's content or metadata are passed over.
     pub(crate) fn parse(mut bytes: &[u8]) -> Option<Self> {
         let mut records = Self::default();
-        let mut major = None;
-        let mut minor = None;
         while !bytes.is_empty() {
             let (key, value, rest) = record(bytes)?;
             bytes = rest;
@@ -39,19 +39,27 @@ impl Records {
                 b"uid" => records.uid = optional(value, given)?,
                 b"gid" => records.gid = optional(value, given)?,
                 b"mtime" => records.mtime = if given { Some(time(value)?) } else { None },
-                b"GNU.sparse.major" => major = optional(value, given)?,
-                b"GNU.sparse.minor" => minor = optional(value, given)?,
+                b"GNU.sparse.major" => records.sparse_major = optional(value, given)?,
+                b"GNU.sparse.minor" => records.sparse_minor = optional(value, given)?,
                 b"GNU.sparse.name" => records.sparse_name = given.then(|| value.to_vec()),
-                b"GNU.sparse.realsize" => records.real_size = optional(value, given)?,
-                // The older formats 0.0 and 0.1 have no version.
-                b"GNU.sparse.map" | b"GNU.sparse.numblocks" => records.sparse_format = Some("0.x".to_owned()),
+                b"GNU.sparse.realsize" | b"GNU.sparse.size" => records.real_size = optional(value, given)?,
+                b"GNU.sparse.offset" | b"GNU.sparse.numbytes" => records.sparse_map.push(decimal(value)?),
+                b"GNU.sparse.map" => {
+                    let numbers = value.split(|byte| *byte == b',').map(decimal);
+                    records.sparse_map = numbers.collect::<Option<_>>()?;
+                }
                 _ => {}
             }
         }
-        if let (Some(major), Some(minor)) = (major, minor) {
-            records.sparse_format = Some(format!("{major}.{minor}"));
-        }
         Some(records)
+    }
+
+    /// Major and minor number of GNU's format of files with holes, if it is one; 0.0 and 0.1 need not say so.
+    pub(crate) fn sparse_version(&self) -> Option<(u64, u64)> {
+        match (self.sparse_major, self.sparse_minor) {
+            (None, None) => (!self.sparse_map.is_empty()).then_some((0, 0)),
+            (major, minor) => Some((major.unwrap_or(0), minor.unwrap_or(0))),
+        }
     }
 }
 

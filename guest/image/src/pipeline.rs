@@ -1,8 +1,10 @@
-//! The life of one layer's bytes: hash, decrypt, inflate, hash, unpack, on a thread of their own.
+//! The life of one layer's bytes: hash, decrypt and inflate on one thread, hash and unpack on another.
 
+use std::fmt::Display;
 use std::io::{self, BufReader, Read};
 
 use bytes::{Buf as _, Bytes};
+use erofs::VerityRoot;
 use flate2::bufread::MultiGzDecoder;
 use oci_spec::image::Digest;
 use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
@@ -13,9 +15,10 @@ use wire::layer::Decryptor;
 use crate::digest::Hashing;
 use crate::encryption::LayerSecrets;
 use crate::error::{Failure, Stage};
+use crate::handoff::{self, Blocks};
 use crate::layer_dir::LayerDir;
 use crate::manifest::LayerPlan;
-use crate::media::Compression;
+use crate::media::{Compression, Content};
 use crate::unpack::{self, Limits, Summary};
 
 /// Unpacks the blob that arrives through `chunks` into `directory`, and hands the directory out only when the blob's
@@ -26,6 +29,7 @@ pub(crate) fn run(
     chunks: mpsc::Receiver<Bytes>,
     mut directory: LayerDir,
 ) -> Result<LayerDir, Failure> {
+    let verity = verity(plan)?;
     let chunks = Chunks { chunks, current: Bytes::new(), missing: plan.blob.size() };
     let mut blob = Hashing::new(chunks, plan.blob.digest());
     let outcome = match secrets {
@@ -36,7 +40,26 @@ pub(crate) fn run(
     directory.summary = checked(outcome, blob, |blob| {
         blob.finish(plan.blob.digest()).1.map_err(|cause| Failure::new(Stage::Digest, cause))
     })?;
+    if plan.format.content == Content::Erofs {
+        directory.mount_image(verity.as_ref())?;
+    }
     Ok(directory)
+}
+
+/// The hash tree that the manifest binds for a layer's image.
+fn verity(plan: &LayerPlan) -> Result<Option<VerityRoot>, Failure> {
+    if plan.format.content == Content::Archive {
+        return Ok(None);
+    }
+    let refused = |cause: &dyn Display| Failure::advised(Stage::Unpack, format!("the layer's image: {cause}"));
+    let annotations = plan.blob.annotations().as_ref().map(VerityRoot::from_annotations);
+    match annotations.transpose().map_err(|e| refused(&e))?.flatten() {
+        // It would be in a frame of its own, at an offset that the image does not have.
+        Some(_) if plan.format.compression != Compression::None => {
+            Err(refused(&"a hash tree in a compressed layer is not supported; next: push the layer as it is"))
+        }
+        root => Ok(root),
+    }
 }
 
 fn decrypt(
@@ -67,19 +90,27 @@ fn decrypt(
 fn inflate(compressed: &mut dyn Read, plan: &LayerPlan, directory: &LayerDir) -> Result<Summary, Failure> {
     let compressed = BufReader::with_capacity(BUFFER, compressed);
     match plan.format.compression {
-        Compression::None => archive(compressed, plan, directory),
-        Compression::Gzip => archive(MultiGzDecoder::new(compressed), plan, directory),
-        Compression::Zstd => archive(Zstd::new(compressed), plan, directory),
+        Compression::None => hand_over(compressed, plan, directory),
+        Compression::Gzip => hand_over(MultiGzDecoder::new(compressed), plan, directory),
+        Compression::Zstd => hand_over(Zstd::new(compressed), plan, directory),
     }
 }
 
-fn archive(plain: impl Read, plan: &LayerPlan, directory: &LayerDir) -> Result<Summary, Failure> {
+/// Unpacks on a thread of its own: with the last layer of an image, or its only one, there is no other work to do meanwhile.
+fn hand_over(plain: impl Read, plan: &LayerPlan, directory: &LayerDir) -> Result<Summary, Failure> {
     let limit = plan.blob.size().saturating_mul(MAX_RATIO).saturating_add(FREE_BYTES).min(MAX_BYTES);
     let bounded = Bounded { inner: Inflating(plain), left: limit, limit };
-    let mut archive = Hashing::new(bounded, &plan.diff_id);
-    let outcome = unpack::unpack(&mut archive, directory.path(), Limits::default());
-    checked(outcome, archive, |archive| {
-        archive.finish(&plan.diff_id).1.map_err(|cause| Failure::new(Stage::DiffId, cause))
+    handoff::across(bounded, |blocks| unpack(blocks, plan, directory))
+}
+
+fn unpack(blocks: Blocks, plan: &LayerPlan, directory: &LayerDir) -> Result<Summary, Failure> {
+    let mut content = Hashing::new(blocks, &plan.diff_id);
+    let outcome = match plan.format.content {
+        Content::Archive => unpack::unpack(&mut content, directory.path(), Limits::default()),
+        Content::Erofs => directory.keep_image(&mut content),
+    };
+    checked(outcome, content, |content| {
+        content.finish(&plan.diff_id).1.map_err(|cause| Failure::new(Stage::DiffId, cause))
     })
 }
 

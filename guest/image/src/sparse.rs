@@ -19,6 +19,14 @@ impl Map {
         (self.0.len() < MAX_SEGMENTS).then(|| self.0.push(Segment { offset, length }))
     }
 
+    /// Takes offsets and lengths in turn, as the PAX records of the formats 0.0 and 0.1 have them.
+    pub(crate) fn from_pairs(numbers: &[u64]) -> Option<Self> {
+        let (pairs, []) = numbers.as_chunks() else { return None };
+        let mut map = Self::default();
+        pairs.iter().try_for_each(|[offset, length]| map.add(*offset, *length))?;
+        Some(map)
+    }
+
     /// Adds the descriptors of a GNU header: pairs of fields of 12 bytes, the unused ones empty.
     pub(crate) fn add_gnu(&mut self, descriptors: &[u8]) -> Option<()> {
         for descriptor in descriptors.chunks_exact(24).take_while(|descriptor| descriptor[0] != 0) {

@@ -1,10 +1,12 @@
 //! Writes a layer's archive into a directory, in the form in which overlayfs stacks it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, Read, Seek as _, SeekFrom, Write as _};
+use std::io::{self, BufRead, Seek as _, SeekFrom, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
@@ -38,7 +40,7 @@ impl Default for Limits {
 }
 
 /// Unpacks a whole archive.
-pub(crate) fn unpack(archive: impl Read, directory: &Path, limits: Limits) -> Result<Summary, Failure> {
+pub(crate) fn unpack(archive: impl BufRead, directory: &Path, limits: Limits) -> Result<Summary, Failure> {
     let root = Root::open(directory).map_err(|e| Failure::new(Stage::Unpack, e))?;
     let mut unpacker = Unpacker {
         archive: Archive::new(archive),
@@ -46,7 +48,6 @@ pub(crate) fn unpack(archive: impl Read, directory: &Path, limits: Limits) -> Re
         root,
         summary: Summary::default(),
         directories: BTreeMap::new(),
-        buffer: vec![0; BUFFER],
         warned: false,
         implied_bytes: 0,
         remembered_bytes: 0,
@@ -70,13 +71,12 @@ struct Unpacker<R> {
     summary: Summary,
     /// Mode and time of directories, set when nothing is added to them any more.
     directories: BTreeMap<Place, (u32, (i64, u32))>,
-    buffer: Vec<u8>,
     warned: bool,
     implied_bytes: usize,
     remembered_bytes: usize,
 }
 
-impl<R: Read> Unpacker<R> {
+impl<R: BufRead> Unpacker<R> {
     fn add(&mut self, entry: &Entry) -> Result<(), Reason> {
         let place = Place::parse(&entry.path).ok_or(Reason::Forbidden("its name leads out of the layer"))?;
         if place.is_root() {
@@ -104,6 +104,9 @@ impl<R: Read> Unpacker<R> {
                     Kind::BlockDevice => FileType::BlockDevice,
                     _ => FileType::Fifo,
                 };
+                if entry.device.0 > MAX_MAJOR || entry.device.1 > MAX_MINOR {
+                    return Err(Reason::Forbidden("its device number is none that the kernel has"));
+                }
                 let device = rustix::fs::makedev(entry.device.0, entry.device.1);
                 let mode = Mode::from_raw_mode(0o600);
                 self.replace(parent.as_fd(), name, || rustix::fs::mknodat(&parent, name, kind, mode, device))?;
@@ -190,12 +193,13 @@ impl<R: Read> Unpacker<R> {
 
     fn copy(&mut self, file: &mut File, mut length: u64) -> Result<(), Reason> {
         while length > 0 {
-            let limit = length.min(self.buffer.len() as u64) as usize;
-            let count = self.archive.read(&mut self.buffer[..limit]).map_err(Reason::Archive)?;
+            let data = self.archive.data().map_err(Reason::Archive)?;
+            let count = data.len().min(usize::try_from(length).unwrap_or(usize::MAX));
             if count == 0 {
                 return Err(Reason::Archive(ArchiveError::Truncated));
             }
-            file.write_all(&self.buffer[..count])?;
+            file.write_all(&data[..count])?;
+            self.archive.consume(count);
             length -= count as u64;
         }
         Ok(())
@@ -231,9 +235,8 @@ impl<R: Read> Unpacker<R> {
             Err(Errno::EXIST) => {
                 match rustix::fs::unlinkat(parent, name, AtFlags::empty()) {
                     Err(Errno::ISDIR) => match rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR) {
-                        Err(Errno::NOTEMPTY) => {
-                            return Err(Reason::Forbidden("it replaces a directory that is not empty"));
-                        }
+                        // Everything that the layer had in it so far goes with it.
+                        Err(Errno::NOTEMPTY) => std::fs::remove_dir_all(path_below(parent, name))?,
                         other => other?,
                     },
                     other => other?,
@@ -264,8 +267,7 @@ impl<R: Read> Unpacker<R> {
         }
         for (key, value) in &entry.xattrs {
             allowed(key)?;
-            let path = [format!("/proc/self/fd/{}/", parent.as_raw_fd()).as_bytes(), name].concat();
-            let outcome = rustix::fs::lsetxattr(path, &key[..], value, XattrFlags::empty());
+            let outcome = rustix::fs::lsetxattr(path_below(parent, name), &key[..], value, XattrFlags::empty());
             self.tolerate(outcome, entry)?;
         }
         rustix::fs::utimensat(parent, name, &times(entry.mtime), AtFlags::SYMLINK_NOFOLLOW)?;
@@ -385,6 +387,11 @@ fn hide(parent: BorrowedFd<'_>, hidden: &[u8]) -> Result<(), Reason> {
     }
 }
 
+/// A name in an open directory, for calls that take nothing but a path.
+fn path_below(parent: BorrowedFd<'_>, name: &[u8]) -> PathBuf {
+    Path::new("/proc/self/fd").join(parent.as_raw_fd().to_string()).join(OsStr::from_bytes(name))
+}
+
 /// Overlayfs's own attributes could redirect a name to any other.
 fn allowed(xattr: &[u8]) -> Result<(), Reason> {
     match xattr.starts_with(b"trusted.overlay.") || xattr.contains(&0) {
@@ -400,7 +407,9 @@ fn times((seconds, nanoseconds): (i64, u32)) -> Timestamps {
 
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE_MARKER: &[u8] = b".wh..opq";
-const BUFFER: usize = 128 << 10;
+/// What the kernel's device numbers have room for; larger ones would name another device.
+const MAX_MAJOR: u32 = (1 << 12) - 1;
+const MAX_MINOR: u32 = (1 << 20) - 1;
 /// Bounds memory: with more directories, the first ones get their time before all of their entries.
 const MAX_REMEMBERED: usize = 16 << 20;
 /// What a remembered place costs besides its name.

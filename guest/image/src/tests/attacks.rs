@@ -56,7 +56,12 @@ fn nothing_leaves_the_layer() {
         ),
         ("empty link", Archive::new().symlink("x", ""), Err("no usable target")),
         ("self link", Archive::new().file("x", b"1").hard_link("x", "x"), Err("itself")),
-        ("file over a full directory", Archive::new().file("d/x", b"").file("d", b""), Err("not empty")),
+        ("file over a full directory", Archive::new().file("d/x", b"").file("d", b""), Ok(())),
+        (
+            "file over a directory with links out",
+            Archive::new().symlink("d/up", "../../outside").symlink("d/root", "/").file("d", b""),
+            Ok(()),
+        ),
         ("unknown type", Archive::new().raw(b'Z', "x", "", 0o644, b""), Err("unknown type")),
     ] {
         match (attempt(&archive.done()), expected) {
@@ -77,6 +82,30 @@ fn entries_and_directories_are_counted() {
     let error = attempt_within(&deep, Limits { implied: 1000, ..Default::default() }).unwrap_err();
     assert_eq!(error, "limit: the names of directories without an entry take more than 1000 bytes");
     attempt(&deep).unwrap();
+}
+
+#[test]
+fn a_device_number_that_the_kernel_would_cut_is_refused() {
+    for (major, minor, allowed) in [(4095, 0, true), (4096, 0, false), (1, 0xfffff, true), (1, 0x10_0000, false)] {
+        let mut header = tar::Header::new_gnu();
+        header.set_path("device").unwrap();
+        header.set_entry_type(tar::EntryType::Char);
+        header.set_mode(0o600);
+        header.set_uid(owner().0.into());
+        header.set_gid(owner().1.into());
+        header.set_size(0);
+        header.set_device_major(major).unwrap();
+        header.set_device_minor(minor).unwrap();
+        header.set_cksum();
+        let outcome = attempt(&[&header.as_bytes()[..], &[0; 1024]].concat());
+        match (&outcome, allowed) {
+            (Ok(()), true) => {}
+            // Whoever may make no device at all can't tell.
+            (Err(text), true) => assert!(text.contains("not permitted"), "{text}"),
+            (Err(text), false) => assert!(text.contains("device number"), "{text}"),
+            (Ok(()), false) => panic!("{major}:{minor} was made"),
+        }
+    }
 }
 
 #[test]

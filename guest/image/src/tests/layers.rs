@@ -24,7 +24,13 @@ fn files_keep_what_the_archive_says() {
             .file("sticky/again", b"first")
             .file("sticky/again", b"second")
             .symlink("sticky/turned", "x")
-            .directory("sticky/turned", 0o700),
+            .directory("sticky/turned", 0o700)
+            .file("sticky/emptied/deep/file", b"")
+            .file("sticky/emptied", b"no longer a directory")
+            .file("sticky/refilled/old", b"")
+            .symlink("sticky/refilled", "x")
+            .directory("sticky/refilled", 0o750)
+            .file("sticky/refilled/new", b""),
     );
     let path = |name: &str| folder.path().join("sticky").join(name);
     let meta = |name: &str| std::fs::symlink_metadata(path(name)).unwrap();
@@ -39,6 +45,11 @@ fn files_keep_what_the_archive_says() {
     assert!(meta("pipe").file_type().is_fifo() && meta("pipe").permissions().mode() & 0o7777 == 0o622);
     assert_eq!(read(&path("again")), "second");
     assert!(meta("turned").is_dir());
+    assert_eq!(read(&path("emptied")), "no longer a directory");
+    // What comes after a replacement is all that is there.
+    let refilled = std::fs::read_dir(path("refilled")).unwrap().map(|entry| entry.unwrap().file_name());
+    assert_eq!(refilled.collect::<Vec<_>>(), ["new"]);
+    assert_eq!(meta("refilled").permissions().mode() & 0o7777, 0o750);
 }
 
 #[test]
@@ -76,6 +87,53 @@ fn attributes_may_hold_any_bytes() {
         let mut buffer = [0; 64];
         let length = rustix::fs::lgetxattr(folder.path().join(name), "trusted.note", &mut buffer[..]).unwrap();
         assert_eq!(&buffer[..length], value, "{name}");
+    }
+}
+
+#[test]
+fn links_and_opaque_marks_may_come_in_any_order() {
+    if !privileged() {
+        return;
+    }
+    let folder = unpacked(
+        Archive::new()
+            .file("late/.wh..wh..opq", b"")
+            .file("late/file", b"kept")
+            .directory("late", 0o710)
+            .file("a/real", b"x")
+            .hard_link("b/c/twin", "/a/real")
+            .symlink("a/soft", "real")
+            .hard_link("b/soft", "a/soft")
+            .file("a/real", b"another"),
+    );
+    let path = |name: &str| folder.path().join(name);
+    let mut value = [0; 1];
+    rustix::fs::getxattr(path("late"), "trusted.overlay.opaque", &mut value).unwrap();
+    let mode = std::fs::metadata(path("late")).unwrap().permissions().mode() & 0o7777;
+    assert_eq!((value, mode, read(&path("late/file"))), (*b"y", 0o710, "kept".to_owned()));
+    // A second entry of a name is another file.
+    assert_eq!((read(&path("b/c/twin")), read(&path("a/real"))), ("x".to_owned(), "another".to_owned()));
+    assert_eq!(std::fs::read_link(path("b/soft")).unwrap(), Path::new("real"));
+    assert_eq!(std::fs::symlink_metadata(path("b/soft")).unwrap().nlink(), 2);
+}
+
+#[test]
+fn times_have_fractions_and_devices_their_numbers() {
+    let mut builder = tar::Builder::new(Vec::new());
+    builder.append_pax_extensions([("mtime", &b"1700000000.123456789"[..])]).unwrap();
+    let archive = Archive(builder).directory("d", 0o755).done();
+    let folder = TempDir::new().unwrap();
+    unpack::unpack(&archive[..], folder.path(), Limits::default()).unwrap();
+    let meta = std::fs::metadata(folder.path().join("d")).unwrap();
+    assert_eq!((meta.mtime(), meta.mtime_nsec()), (1_700_000_000, 123_456_789));
+
+    if privileged() {
+        let folder = unpacked(Archive::new().raw(b'3', "null", "", 0o622, b"").raw(b'4', "disk", "", 0o640, b""));
+        for (name, mode, block) in [("null", 0o622, false), ("disk", 0o640, true)] {
+            let meta = std::fs::symlink_metadata(folder.path().join(name)).unwrap();
+            assert_eq!((meta.rdev(), meta.permissions().mode() & 0o7777), (rustix::fs::makedev(1, 3), mode));
+            assert_eq!(meta.file_type().is_block_device(), block);
+        }
     }
 }
 
@@ -216,12 +274,12 @@ async fn a_directory_that_a_layer_only_implies_keeps_its_owner_and_mode() {
 }
 
 #[tokio::test]
-async fn more_than_a_hundred_layers_are_mounted() {
+async fn three_hundred_layers_are_mounted() {
     if !privileged() {
         return;
     }
     let layers: Vec<_> =
-        (0..150).map(|index| Layer::tar(&Archive::new().file(&format!("f{index}"), b"").done())).collect();
+        (0..300).map(|index| Layer::tar(&Archive::new().file(&format!("f{index}"), b"").done())).collect();
     let registry = RegistryDouble::with(&layers).await;
     let guest = Guest::new(&registry);
     let resolved = guest.puller.resolve(&registry.reference()).await.unwrap();
@@ -229,5 +287,5 @@ async fn more_than_a_hundred_layers_are_mounted() {
         Err(Error::Mount { source, .. }) if source.kind() == std::io::ErrorKind::PermissionDenied => return,
         other => other.unwrap(),
     };
-    assert_eq!(std::fs::read_dir(&pulled.rootfs).unwrap().count(), 150);
+    assert_eq!(std::fs::read_dir(&pulled.rootfs).unwrap().count(), 300);
 }

@@ -1,6 +1,7 @@
 //! Tests of the whole way from a registry to unpacked layers, and what they share.
 
 mod attacks;
+mod erofs;
 mod faults;
 mod layers;
 mod registry_double;
