@@ -4,8 +4,8 @@
 use libfuzzer_sys::fuzz_target;
 use serde_json::from_slice;
 use wire::evidence::{
-    AzSnpVtpmEvidence, AzTdxVtpmEvidence, CsvCaCertificate, CsvCertificate, CsvEvidence, CsvReport, DcuReport, HclReport,
-    HskCek, HygonDcuEvidence, SeRequest, SnpCertificate, SnpEvidence, SnpReport, TpmEvidence,
+    AzSnpVtpmEvidence, AzTdxVtpmEvidence, CsvCaCertificate, CsvCertificate, CsvEvidence, CsvReport, DcuReport,
+    HclReport, HskCek, HygonDcuEvidence, SeRequest, SnpCertificate, SnpEvidence, SnpReport, TpmEvidence,
 };
 
 fuzz_target!(|bytes: &[u8]| {
