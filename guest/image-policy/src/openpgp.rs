@@ -6,21 +6,22 @@
 //! Source: RFC 9580, with RFC 4880 for what older keys look like.
 
 mod algorithm;
+mod packets;
 
 use std::io::Read as _;
 use std::iter::once;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pgp::armor::Dearmor;
-use pgp::composed::{SignedPublicKey, SignedPublicKeyParser, SignedPublicSubKey};
-use pgp::packet::{Packet, PacketParser, Signature, SignatureType, SubpacketData};
+use pgp::packet::{PublicSubkey, Signature, SignatureType, SubpacketData};
 use pgp::types::{KeyDetails, Tag};
 
 use algorithm::Verified;
+use packets::{Certificate, Packet};
 
 /// Certificates, each a primary key with its subkeys.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Ring(Vec<SignedPublicKey>);
+pub(crate) struct Ring(Vec<Certificate>);
 
 impl Ring {
     /// Adds the certificates of a binary ring or of armored blocks.
@@ -69,20 +70,20 @@ impl Ring {
         let created = signature.created().map(|it| u64::from(it.as_secs())).ok_or(OpenPgpError::Undated)?;
         let mut refusal = OpenPgpError::UnknownKey(issuer(&signature));
         for certificate in &self.0 {
-            let primary = Verified(&certificate.primary_key);
-            let checked = if is_issuer(&signature, &certificate.primary_key) {
+            let primary = Verified(&certificate.primary);
+            let checked = if is_issuer(&signature, &certificate.primary) {
                 signature
                     .verify(&primary, &content[..])
                     .map_err(|e| OpenPgpError::Bad { key: fingerprint(&primary), cause: e.to_string() })
                     .and_then(|()| certificate.primary_may_sign(now))
-            } else if let Some(subkey) =
-                certificate.public_subkeys.iter().find(|subkey| is_issuer(&signature, &subkey.key))
+            } else if let Some((subkey, about)) =
+                certificate.subkeys.iter().find(|(subkey, _)| is_issuer(&signature, subkey))
             {
-                let key = Verified(&subkey.key);
+                let key = Verified(subkey);
                 signature
                     .verify(&key, &content[..])
                     .map_err(|e| OpenPgpError::Bad { key: fingerprint(&key), cause: e.to_string() })
-                    .and_then(|()| certificate.subkey_may_sign(subkey, now))
+                    .and_then(|()| certificate.subkey_may_sign(subkey, about, now))
             } else {
                 continue;
             };
@@ -95,19 +96,12 @@ impl Ring {
     }
 
     fn add_binary(&mut self, bytes: &[u8]) -> Result<(), OpenPgpError> {
-        // GnuPG keeps its own trust packets between those that count.
-        let packets = PacketParser::new(bytes).filter(|packet| match packet {
-            Ok(Packet::Trust(_) | Packet::Marker(_) | Packet::Padding(_)) => false,
-            Err(error) => !is_unsupported(error),
-            Ok(_) => true,
-        });
-        for certificate in SignedPublicKeyParser::from_packets(packets.peekable()) {
-            if self.0.len() == MAX_CERTIFICATES {
-                return Err(OpenPgpError::Ring(format!("it has more than {MAX_CERTIFICATES} certificates")));
-            }
-            self.0.push(certificate.map_err(|e| OpenPgpError::Ring(e.to_string()))?);
+        let certificates = Certificate::parse_ring(bytes).map_err(|e| OpenPgpError::Ring(e.to_string()))?;
+        self.0.extend(certificates);
+        match self.0.len() > MAX_CERTIFICATES {
+            true => Err(OpenPgpError::Ring(format!("it has more than {MAX_CERTIFICATES} certificates"))),
+            false => Ok(()),
         }
-        Ok(())
     }
 }
 
@@ -147,32 +141,23 @@ pub enum OpenPgpError {
 }
 
 /// What a certificate says about itself, as of a time. Times are seconds since 1970.
-trait Certificate {
+impl Certificate {
     /// When the primary key was made, if it may sign at `now`.
-    fn primary_may_sign(&self, now: u64) -> Result<u64, OpenPgpError>;
-
-    /// When the subkey was made, if it may sign at `now`.
-    fn subkey_may_sign(&self, subkey: &SignedPublicSubKey, now: u64) -> Result<u64, OpenPgpError>;
-
-    /// The newest self-signature, if the primary key is neither expired nor revoked.
-    fn valid(&self, now: u64) -> Result<&Signature, OpenPgpError>;
-}
-
-impl Certificate for SignedPublicKey {
     fn primary_may_sign(&self, now: u64) -> Result<u64, OpenPgpError> {
         let newest = self.valid(now)?;
         // Keys that don't say what they are for are for all that their algorithm can do.
         match has_flags(newest) && !newest.key_flags().sign() {
-            true => Err(OpenPgpError::NotForSigning(fingerprint(&self.primary_key))),
-            false => Ok(made(&self.primary_key)),
+            true => Err(OpenPgpError::NotForSigning(fingerprint(&self.primary))),
+            false => Ok(made(&self.primary)),
         }
     }
 
-    fn subkey_may_sign(&self, subkey: &SignedPublicSubKey, now: u64) -> Result<u64, OpenPgpError> {
+    /// When the subkey was made, if it may sign at `now`; `about` is what is said of it.
+    fn subkey_may_sign(&self, subkey: &PublicSubkey, about: &[Signature], now: u64) -> Result<u64, OpenPgpError> {
         self.valid(now)?;
-        let (primary, key) = (Verified(&self.primary_key), Verified(&subkey.key));
+        let (primary, key) = (Verified(&self.primary), Verified(subkey));
         let by_primary = |signature: &&Signature| signature.verify_subkey_binding(&primary, &key).is_ok();
-        let of_type = |typ| subkey.signatures.iter().filter(move |signature| signature.typ() == Some(typ));
+        let of_type = |typ| about.iter().filter(move |signature| signature.typ() == Some(typ));
         if of_type(SignatureType::SubkeyRevocation).any(|revocation| by_primary(&revocation)) {
             return Err(OpenPgpError::Revoked(fingerprint(&key)));
         }
@@ -189,28 +174,28 @@ impl Certificate for SignedPublicKey {
         }
     }
 
+    /// The newest self-signature, if the primary key is neither expired nor revoked.
     fn valid(&self, now: u64) -> Result<&Signature, OpenPgpError> {
-        let primary = Verified(&self.primary_key);
-        let details = &self.details;
+        let primary = Verified(&self.primary);
+        let of_type = |typ| {
+            let of_type = self.direct.iter().filter(move |signature| signature.typ() == Some(typ));
+            of_type.filter(|signature| signature.verify_key(&primary).is_ok())
+        };
         // What a revocation says of its reason and date doesn't matter: a stolen key can date its signatures back.
-        if details.revocation_signatures.iter().any(|revocation| revocation.verify_key(&primary).is_ok()) {
+        if of_type(SignatureType::KeyRevocation).next().is_some() {
             return Err(OpenPgpError::Revoked(fingerprint(&primary)));
         }
-        let direct = details
-            .direct_signatures
-            .iter()
-            .filter(|signature| signature.typ() == Some(SignatureType::Key) && signature.verify_key(&primary).is_ok());
-        let of_users = details.users.iter().filter_map(|user| {
+        let of_users = self.users.iter().filter_map(|(user, about)| {
             let by_primary =
-                |signature: &&Signature| signature.verify_certification(&primary, Tag::UserId, &user.id).is_ok();
-            let revoked = user.signatures.iter().filter(|it| it.typ() == Some(SignatureType::CertRevocation));
+                |signature: &&Signature| signature.verify_certification(&primary, Tag::UserId, user).is_ok();
+            let revoked = about.iter().filter(|it| it.typ() == Some(SignatureType::CertRevocation));
             let revoked = revoked.filter(by_primary).filter_map(date).max();
-            let certified = user.signatures.iter().filter(|it| it.typ() != Some(SignatureType::CertRevocation));
+            let certified = about.iter().filter(|it| it.typ() != Some(SignatureType::CertRevocation));
             let newest = newest(certified.filter(by_primary), now)?;
             (revoked < date(newest)).then_some(newest)
         });
-        let newest =
-            newest(direct.chain(of_users), now).ok_or_else(|| OpenPgpError::NoSelfSignature(fingerprint(&primary)))?;
+        let newest = newest(of_type(SignatureType::Key).chain(of_users), now)
+            .ok_or_else(|| OpenPgpError::NoSelfSignature(fingerprint(&primary)))?;
         unexpired(&primary, newest, now)?;
         Ok(newest)
     }
@@ -218,7 +203,8 @@ impl Certificate for SignedPublicKey {
 
 /// Takes a message apart: its one signature and what is signed.
 fn open(message: &[u8]) -> Result<(Signature, Vec<u8>), OpenPgpError> {
-    let mut packets = packets(message)?;
+    let parse = |bytes: &[u8]| Packet::parse(bytes, MAX_PACKETS).map_err(|e| OpenPgpError::Message(e.to_string()));
+    let mut packets = parse(message)?;
     if let [Packet::CompressedData(compressed)] = &packets[..] {
         let broken = |cause: String| OpenPgpError::Message(format!("it can't be decompressed: {cause}"));
         let mut inner = Vec::new();
@@ -227,26 +213,16 @@ fn open(message: &[u8]) -> Result<(Signature, Vec<u8>), OpenPgpError> {
         if inner.len() as u64 > MAX_MESSAGE {
             return Err(broken(format!("it is larger than {MAX_MESSAGE} bytes")));
         }
-        packets = self::packets(&inner)?;
+        packets = parse(&inner)?;
     }
     let mut packets = packets.into_iter();
     match (packets.next(), packets.next(), packets.next(), packets.next()) {
-        (
-            Some(Packet::OnePassSignature(_)),
-            Some(Packet::LiteralData(data)),
-            Some(Packet::Signature(signature)),
-            None,
-        )
+        (Some(Packet::OnePassSignature), Some(Packet::LiteralData(data)), Some(Packet::Signature(signature)), None)
         | (Some(Packet::Signature(signature)), Some(Packet::LiteralData(data)), None, None) => {
             Ok((signature, data.data().to_vec()))
         }
         _ => Err(OpenPgpError::Message("it is not one document with one signature".to_owned())),
     }
-}
-
-fn packets(bytes: &[u8]) -> Result<Vec<Packet>, OpenPgpError> {
-    let parsed: Result<Vec<_>, _> = PacketParser::new(bytes).take(MAX_PACKETS).collect();
-    parsed.map_err(|e| OpenPgpError::Message(e.to_string()))
 }
 
 /// The newest signature that isn't from the future and hasn't expired; of several with one date the one that lets the
@@ -323,15 +299,6 @@ fn made(key: &impl KeyDetails) -> u64 {
 
 fn seconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs()
-}
-
-/// A packet of a version or algorithm that is not known; a ring may have some beside those that count.
-fn is_unsupported(error: &pgp::errors::Error) -> bool {
-    match error {
-        pgp::errors::Error::Unsupported { .. } => true,
-        pgp::errors::Error::InvalidPacketContent { source, .. } => is_unsupported(source),
-        _ => false,
-    }
 }
 
 const ARMOR: &str = "-----BEGIN PGP PUBLIC KEY BLOCK-----";

@@ -11,9 +11,7 @@ use std::time::{Duration, SystemTime};
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use image_policy::{Error, Policy, SignatureSources};
 use lab::{Lab, Manifest, Storage, cosign};
-use rcgen::{
-    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, SanType, SubjectPublicKeyInfo,
-};
+use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, SanType};
 use serde_json::{Value, json};
 
 fn policy(requirement: &Value) -> Policy {
@@ -173,11 +171,12 @@ async fn cosigns_signature_with_a_certificate_of_an_own_authority_is_accepted() 
         Ok(cosign) => cosign,
         Err(reason) => return eprintln!("skipped: cosign can't be had: {reason}"),
     };
-    let Some(lab) = Lab::new(&[]) else { return };
+    let Some(lab) = Lab::new(&["openssl"]) else { return };
     let manifest = lab.manifest();
     let target = format!("{}/{}@{}", manifest.reference.registry(), manifest.reference.repository(), manifest.digest);
-    lab.run(Command::new(&cosign).arg("generate-key-pair"));
-    let key = SubjectPublicKeyInfo::from_pem(&fs::read_to_string(lab.path("cosign.pub")).unwrap()).unwrap();
+    lab.run(Command::new("openssl").args(["genpkey", "-algorithm", "ED25519", "-out", "key.pem"]));
+    lab.run(Command::new(&cosign).args(["import-key-pair", "--key", "key.pem", "--output-key-prefix", "cosign"]));
+    let key = rcgen::KeyPair::from_pem(&fs::read_to_string(lab.path("key.pem")).unwrap()).unwrap();
     let root_key = rcgen::KeyPair::generate().unwrap();
     let mut root = CertificateParams::new(Vec::new()).unwrap();
     root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);

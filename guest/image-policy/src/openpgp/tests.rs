@@ -132,12 +132,17 @@ fn a_revoked_key_is_refused_whatever_the_date() {
     let Some(gpg) = Gpg::new() else { return };
     let fingerprint = gpg.key("revoked", "ed25519", "sign", "never");
     let message = gpg.sign(&fingerprint, &[]);
-    ring(&gpg.export()).verify(&message, at(MADE + DAY)).unwrap();
+    let before = gpg.export();
+    ring(&before).verify(&message, at(MADE + DAY)).unwrap();
     // GnuPG prepares this with each key, and keeps it from being used by accident.
     let prepared = gpg.0.path().join(format!("openpgp-revocs.d/{fingerprint}.rev"));
     let prepared = std::fs::read_to_string(prepared).unwrap().replace(":-----BEGIN", "-----BEGIN");
     gpg.run(TIME, &["--import"], prepared.as_bytes());
     let error = ring(&gpg.export()).verify(&message, at(MADE + DAY)).unwrap_err();
+    assert!(matches!(&error, OpenPgpError::Revoked(key) if *key == fingerprint), "{error}");
+    // As somebody appends what GnuPG prepared.
+    let appended = [before, gpg.run(TIME, &["--dearmor"], prepared.as_bytes())].concat();
+    let error = ring(&appended).verify(&message, at(MADE + DAY)).unwrap_err();
     assert!(matches!(&error, OpenPgpError::Revoked(key) if *key == fingerprint), "{error}");
 }
 
@@ -240,11 +245,25 @@ fn a_certificate_without_its_self_signatures_is_worth_nothing() {
     let mut bare = signer.to_public_key();
     bare.public_subkeys[0].signatures.clear();
     let error = ring(&bare.to_bytes().unwrap()).verify(&by_subkey, present()).unwrap_err();
-    assert!(matches!(error, OpenPgpError::UnknownKey(_)), "{error}");
+    assert!(matches!(error, OpenPgpError::NoSelfSignature(_)), "{error}");
     bare.details.users.clear();
     bare.details.direct_signatures.clear();
     let error = ring(&bare.to_bytes().unwrap()).verify(&by_primary, present()).unwrap_err();
     assert!(matches!(error, OpenPgpError::NoSelfSignature(_)), "{error}");
+}
+
+#[test]
+fn what_stands_behind_an_unknown_key_is_of_no_other() {
+    let (signer, other) = (key(true, true), key(true, true));
+    // A public key of a version to come, and behind it what is another's.
+    let unknown = [0x98, 8, 99, 0, 0, 0, 0, 0, 0, 1];
+    let mut stray = other.to_public_key().to_bytes().unwrap();
+    let primary_length = 2 + usize::from(stray[1]);
+    stray.drain(..primary_length);
+    let keys = [&public(&signer)[..], &unknown, &stray].concat();
+    let error = ring(&keys).verify(&signed_by(&other.secret_subkeys[0].key), present()).unwrap_err();
+    assert!(matches!(error, OpenPgpError::UnknownKey(_)), "{error}");
+    ring(&keys).verify(&signed_by(&signer.secret_subkeys[0].key), present()).unwrap();
 }
 
 #[test]
