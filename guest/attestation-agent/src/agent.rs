@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use evidence::Attester;
-use serde_json::Value;
+use evidence::{Attester, Binding, InitDataDigest};
+use serde::Serialize;
+use serde_json::{Map, Value};
 use tokio::sync::watch;
+use wire::event_log::Event;
 use wire::initdata::InitData;
 use wire::rcar::Tee;
 use wire::resource::ResourceUri;
@@ -15,13 +17,15 @@ use crate::as_token;
 use crate::config::AaConfig;
 use crate::error::{Error, Stage};
 use crate::kbs::Kbs;
-use crate::rcar::{self, Handshake};
+use crate::platform::{Measured, Platform};
+use crate::rcar::Handshake;
 use crate::retry;
 use crate::tokens::{Clock, Token, TokenCache};
 
 /// Proves what the guest is to the configured key broker, at most once per token lifetime, however many ask.
 pub struct AttestationAgent {
-    attester: Arc<Attester>,
+    platform: Platform,
+    initdata: Option<Arc<InitData>>,
     handshake: Option<Handshake>,
     attestation_service: Option<Kbs>,
     tokens: TokenCache,
@@ -30,10 +34,13 @@ pub struct AttestationAgent {
 
 impl AttestationAgent {
     /// An agent that has not attested yet. `initdata` is the document whose digest the hardware holds; its text goes
-    /// to the broker with the evidence, so that policies can read it.
+    /// to the broker with the evidence, so that policies can read it. The hardware is asked and the event log opened, if
+    /// the configuration wants one: this blocks.
     ///
     /// # Errors
-    /// [`Error::Config`] if a URL or certificate can't be used. Nothing is connected yet.
+    /// [`Error::Evidence`] if the hardware holds the digest of another initdata: the guest must end then.
+    /// [`Error::Config`] if a URL or certificate can't be used, [`Error::EventLog`] if the log can't. Nothing is
+    /// connected yet.
     pub fn new(config: AaConfig, attester: Attester, initdata: Option<InitData>) -> Result<Self, Error> {
         Self::with_clock(config, attester, initdata, Arc::new(Instant::now))
     }
@@ -48,12 +55,17 @@ impl AttestationAgent {
         initdata: Option<InitData>,
         clock: Clock,
     ) -> Result<Self, Error> {
-        let attester = Arc::new(attester);
+        let platform = Platform::new(attester, &config.eventlog_config)?;
+        if let Some(initdata) = &initdata {
+            platform.bind(initdata.into())?;
+        }
+        let initdata = initdata.map(Arc::new);
         let handshake = match config.token_configs.kbs {
             Some(kbs) => Some(Handshake {
                 kbs: Kbs::new(&kbs.url, kbs.cert.as_deref())?,
-                attester: Arc::clone(&attester),
-                initdata: initdata.map(Arc::new),
+                curve: kbs.tee_key_algorithm.curve(),
+                platform: platform.clone(),
+                initdata: initdata.clone(),
                 clock: Arc::clone(&clock),
             }),
             None => None,
@@ -63,7 +75,7 @@ impl AttestationAgent {
             None => None,
         };
         let tokens = TokenCache::new(clock);
-        Ok(Self { attester, handshake, attestation_service, tokens, attested: watch::Sender::new(false) })
+        Ok(Self { platform, initdata, handshake, attestation_service, tokens, attested: watch::Sender::new(false) })
     }
 
     /// A token of the key broker, usable now. Callers that come during a handshake wait for its outcome.
@@ -124,7 +136,12 @@ impl AttestationAgent {
 
     /// The kind of TEE that this guest runs in.
     pub fn tee(&self) -> Tee {
-        self.attester.tee()
+        self.platform.tee()
+    }
+
+    /// The devices beside the TEE that have evidence of their own.
+    pub fn additional_tees(&self) -> Vec<Tee> {
+        self.platform.additional_tees()
     }
 
     /// Evidence that carries `report_data`, which is at most 64 bytes and used as it is.
@@ -132,16 +149,59 @@ impl AttestationAgent {
     /// # Errors
     /// [`Error::Evidence`].
     pub async fn evidence(&self, report_data: &[u8]) -> Result<Value, Error> {
-        rcar::evidence(&self.attester, report_data.to_vec()).await
+        self.platform.evidence(report_data.to_vec()).await
     }
 
-    /// What the attestation service answers when it is asked directly, byte for byte. Never cached.
+    /// Evidence of each device by its name, over `report_data` of at most 64 bytes; `None` without devices.
     ///
     /// # Errors
-    /// [`Error::NoAttestationService`], or why it gave none.
-    pub(crate) async fn attestation_service_token(&self) -> Result<Zeroizing<Vec<u8>>, Error> {
-        let service = self.attestation_service.as_ref().ok_or(Error::NoAttestationService)?;
-        as_token::fetch(service, &self.attester).await
+    /// [`Error::Evidence`].
+    pub async fn additional_evidence(&self, report_data: &[u8]) -> Result<Option<Map<String, Value>>, Error> {
+        self.platform.additional_evidence(report_data.to_vec()).await
+    }
+
+    /// Measures an event: extends the register that stands for the PCR `register`, or for the configured one, and
+    /// appends to the event log.
+    ///
+    /// # Errors
+    /// [`Error::EventLog`]. Without an event log or a register, this is no error but an outcome.
+    pub async fn measure(&self, event: Event, register: Option<u64>) -> Result<Measured, Error> {
+        self.platform.measure(event, register).await
+    }
+
+    /// Binds the guest to the initdata with this digest: compares it with the hardware, or extends a PCR. Once bound,
+    /// the same digest is fine and another one is not.
+    ///
+    /// # Errors
+    /// [`Error::BoundAlready`], or [`Error::Evidence`] if the hardware holds another digest.
+    pub async fn bind_initdata(&self, digest: InitDataDigest) -> Result<Binding, Error> {
+        self.platform.bind_aside(digest).await
+    }
+
+    /// What upstream's `GetToken` answers. For `kbs` that is JSON of the token (`token`) and its private key
+    /// (`tee_keypair`, PKCS#8 PEM); for `coco_as` the answer of the attestation service byte for byte, never cached.
+    ///
+    /// # Errors
+    /// [`Error::TokenType`] for another kind; otherwise as [`AttestationAgent::token`].
+    pub async fn typed_token(&self, kind: &str) -> Result<Zeroizing<Vec<u8>>, Error> {
+        #[derive(Serialize)]
+        struct KbsToken<'a> {
+            token: &'a str,
+            tee_keypair: &'a str,
+        }
+        match kind {
+            "kbs" => {
+                let token = self.token().await?;
+                let pem = token.key().to_pkcs8_pem().map_err(|e| Error::Key(e.to_string()))?;
+                let answer = KbsToken { token: token.jwt(), tee_keypair: &pem };
+                serde_json::to_vec(&answer).map(Zeroizing::new).map_err(|e| Error::Key(e.to_string()))
+            }
+            "coco_as" => {
+                let service = self.attestation_service.as_ref().ok_or(Error::NoAttestationService)?;
+                as_token::fetch(service, &self.platform, self.initdata.as_deref()).await
+            }
+            other => Err(Error::TokenType(other.chars().take(40).flat_map(char::escape_default).collect())),
+        }
     }
 
     async fn fetch(&self, kbs: &Kbs, uri: &ResourceUri) -> Result<Zeroizing<Vec<u8>>, Error> {

@@ -1,8 +1,13 @@
 //! Configuration of the attestation agent: `aa.toml` of the initdata.
 
-use serde::Deserialize;
+use std::path::PathBuf;
 
-/// The document `aa.toml`. Unknown keys are errors, and so are keys that ask for what is not there yet.
+use serde::Deserialize;
+use wire::jwe::EcdhCurve;
+
+use crate::event_log;
+
+/// The document `aa.toml`. Unknown keys are errors.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub struct AaConfig {
@@ -20,9 +25,7 @@ impl AaConfig {
     /// # Errors
     /// [`ConfigError`] for anything that could not be honoured as it is written.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
-        let config: Self = toml::from_str(text).map_err(|e| ConfigError::Document(e.message().to_owned()))?;
-        config.validate()?;
-        Ok(config)
+        toml::from_str(text).map_err(|e| ConfigError::Document(e.message().to_owned()))
     }
 
     /// The configuration that upstream's `AA_KBC_PARAMS`, or `agent.aa_kbc_params` on the kernel command line, stands
@@ -32,20 +35,8 @@ impl AaConfig {
     /// [`ConfigError::KbcParams`] for another form or another KBC.
     pub fn from_kbc_params(params: &str) -> Result<Self, ConfigError> {
         let url = params.strip_prefix("cc_kbc::").ok_or_else(|| ConfigError::KbcParams(params.to_owned()))?;
-        let kbs = KbsConfig { url: url.to_owned(), ..KbsConfig::default() };
+        let kbs = KbsConfig { url: url.to_owned(), cert: None, tee_key_algorithm: KeyAlgorithm::default() };
         Ok(Self { token_configs: TokenConfigs { kbs: Some(kbs), coco_as: None }, ..Self::default() })
-    }
-
-    fn validate(&self) -> Result<(), ConfigError> {
-        if self.eventlog_config.enable_eventlog {
-            return Err(ConfigError::NotYet("eventlog_config.enable_eventlog = true", "remove the key"));
-        }
-        match &self.token_configs.kbs {
-            Some(kbs) if kbs.tee_key_algorithm != KEY_ALGORITHM => {
-                Err(ConfigError::KeyAlgorithm(kbs.tee_key_algorithm.clone()))
-            }
-            _ => Ok(()),
-        }
     }
 }
 
@@ -69,14 +60,29 @@ pub struct KbsConfig {
     /// PEM of the CA certificates to trust instead of the public ones. Default: none, which means the public ones.
     #[serde(default)]
     pub cert: Option<String>,
-    /// Default and only choice: `ECDH-ES+A256KW-P256`.
-    #[serde(default = "key_algorithm")]
-    pub tee_key_algorithm: String,
+    /// The kind of key that resources are sealed to. Default: `ECDH-ES+A256KW-P256`.
+    #[serde(default)]
+    pub tee_key_algorithm: KeyAlgorithm,
 }
 
-impl Default for KbsConfig {
-    fn default() -> Self {
-        Self { url: String::new(), cert: None, tee_key_algorithm: key_algorithm() }
+/// Kinds of keys that the guest can make for itself.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+pub enum KeyAlgorithm {
+    /// An elliptic curve key of about 128 bits of security.
+    #[default]
+    #[serde(rename = "ECDH-ES+A256KW-P256")]
+    P256,
+    /// An elliptic curve key of about 256 bits of security.
+    #[serde(rename = "ECDH-ES+A256KW-P521")]
+    P521,
+}
+
+impl KeyAlgorithm {
+    pub(crate) fn curve(self) -> EcdhCurve {
+        match self {
+            Self::P256 => EcdhCurve::P256,
+            Self::P521 => EcdhCurve::P521,
+        }
     }
 }
 
@@ -92,15 +98,19 @@ pub struct AsConfig {
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub struct EventLogConfig {
-    /// Default: false. True is refused: there is no event log yet.
+    /// Whether events are measured. Default: false.
     pub enable_eventlog: bool,
-    /// The PCR that events extend. Default: 17. Has no effect without an event log.
+    /// The PCR that events extend unless they name another. Default: 17, which is RTMR3 on TDX. TPMs, and so Azure, let
+    /// software extend PCRs 0 to 16 and 23 alone: set 23 there.
     pub init_pcr: u32,
+    /// Where the log lies. Not a key of the file: the environment of a process can say it.
+    #[serde(skip, default = "default_path")]
+    pub path: PathBuf,
 }
 
 impl Default for EventLogConfig {
     fn default() -> Self {
-        Self { enable_eventlog: false, init_pcr: 17 }
+        Self { enable_eventlog: false, init_pcr: 17, path: default_path() }
     }
 }
 
@@ -118,12 +128,6 @@ pub enum ConfigError {
     /// Not the TOML document that is expected.
     #[error("aa.toml: {0}")]
     Document(String),
-    /// A key that is known and not supported.
-    #[error("aa.toml: {0} is not supported yet; next: {1}")]
-    NotYet(&'static str, &'static str),
-    /// Another key algorithm than ours.
-    #[error("aa.toml: token_configs.kbs.tee_key_algorithm is {0:?}; only {KEY_ALGORITHM:?} is supported yet")]
-    KeyAlgorithm(String),
     /// A KBS client other than cc_kbc.
     #[error("KBC parameters are {0:?}; only cc_kbc::<url of the KBS> is supported")]
     KbcParams(String),
@@ -148,11 +152,9 @@ pub enum ConfigError {
     Client(String),
 }
 
-fn key_algorithm() -> String {
-    KEY_ALGORITHM.to_owned()
+fn default_path() -> PathBuf {
+    PathBuf::from(event_log::PATH)
 }
-
-const KEY_ALGORITHM: &str = "ECDH-ES+A256KW-P256";
 
 #[cfg(test)]
 mod tests {
@@ -163,13 +165,14 @@ mod tests {
         let config = AaConfig::parse(
             "[token_configs.coco_as]\nurl = \"http://as:8080\"\n\
              [token_configs.kbs]\nurl = \"https://kbs:8080\"\ncert = \"PEM\"\n\
-             [eventlog_config]\nenable_eventlog = false\ninit_pcr = 17\n[log]\nlevel = \"debug\"\n",
+             [eventlog_config]\nenable_eventlog = true\ninit_pcr = 23\n[log]\nlevel = \"debug\"\n",
         )
         .unwrap();
         let kbs = config.token_configs.kbs.unwrap();
         assert_eq!((kbs.url.as_str(), kbs.cert.as_deref()), ("https://kbs:8080", Some("PEM")));
         assert_eq!(config.token_configs.coco_as.unwrap().url, "http://as:8080");
         assert_eq!(config.log.level.as_deref(), Some("debug"));
+        assert_eq!((config.eventlog_config.enable_eventlog, config.eventlog_config.init_pcr), (true, 23));
         assert_eq!(AaConfig::parse("").unwrap(), AaConfig::default());
     }
 
@@ -178,7 +181,7 @@ mod tests {
         for (text, reason) in [
             ("[token_configs.kbs]\nurl = \"u\"\ncertificate = \"x\"\n", "certificate"),
             ("[token_configs.kbs]\ncert = \"x\"\n", "url"),
-            ("[eventlog_config]\nenable_eventlog = true\n", "enable_eventlog"),
+            ("[eventlog_config]\npath = \"/x\"\n", "path"),
             ("[token_configs.kbs]\nurl = \"u\"\ntee_key_algorithm = \"RSA-OAEP-256\"\n", "RSA-OAEP-256"),
             ("nonsense", "aa.toml"),
         ] {

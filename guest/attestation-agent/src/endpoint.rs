@@ -1,65 +1,150 @@
-//! ttrpc servers on unix sockets, whose file appears when the server answers and not before.
+//! Servers of the guest: ttrpc on unix sockets, whose file appears when the server answers and not before, and gRPC.
 
 use std::collections::HashMap;
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tonic::service::Routes;
+use tonic::transport::server::TcpIncoming;
 use ttrpc::r#async::{Server, Service};
+
+/// Where a service is offered, which also says how.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Address {
+    /// `unix://` and an absolute path: ttrpc.
+    Ttrpc(PathBuf),
+    /// An IP address and a port: gRPC.
+    Grpc(SocketAddr),
+}
+
+impl Address {
+    /// Parses either form.
+    ///
+    /// # Errors
+    /// [`Error::Address`] for another form, [`Error::NotLoopback`] for an IP address that others can reach: tokens,
+    /// keys and secrets go over these services in clear.
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        let refused = || Error::Address(text.to_owned());
+        if let Some(path) = text.strip_prefix(SCHEME).map(Path::new) {
+            let named = path.is_absolute() && path.file_name().is_some();
+            return if named { Ok(Self::Ttrpc(path.to_owned())) } else { Err(refused()) };
+        }
+        let address: SocketAddr = text.parse().map_err(|_| refused())?;
+        if address.ip().is_loopback() { Ok(Self::Grpc(address)) } else { Err(Error::NotLoopback(address)) }
+    }
+}
 
 /// A running server. It stops to accept connections when this is dropped.
 pub struct Endpoint {
-    _server: Server,
+    _server: Running,
+    grpc: Option<SocketAddr>,
 }
 
 impl Endpoint {
-    /// Serves `services` at `address`, which is `unix://` and an absolute path.
+    /// Serves `services` over ttrpc at `address`, which is `unix://` and an absolute path.
     ///
     /// Whoever waits for the socket's file to appear can connect at once; a file that is left from before is replaced.
     ///
     /// # Errors
     /// [`Error`] if the address has another form, or the socket can't be made.
     pub async fn open(address: &str, services: HashMap<String, Service>) -> Result<Self, Error> {
-        let path = path(address)?;
+        let Address::Ttrpc(path) = Address::parse(address)? else {
+            return Err(Error::Address(address.to_owned()));
+        };
         let failed = |cause: io::Error| Error::Socket { path: path.clone(), cause: cause.to_string() };
         if let Some(folder) = path.parent() {
             tokio::fs::create_dir_all(folder).await.map_err(failed)?;
         }
         // A socket's file exists before it listens, so it gets its name only afterwards.
         let unnamed = path.with_extension("starting");
-        match tokio::fs::remove_file(&unnamed).await {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-            _ => {}
-        }
+        remove(&unnamed).await.map_err(failed)?;
+        // Nobody may take the file of a server that has ended for one that is about to answer.
+        remove(&path).await.map_err(failed)?;
         let refused = |cause: ttrpc::Error| Error::Socket { path: path.clone(), cause: cause.to_string() };
         let mut server =
             Server::new().bind(&format!("{SCHEME}{}", unnamed.display())).map_err(refused)?.register_service(services);
         server.start().await.map_err(refused)?;
         tokio::fs::rename(&unnamed, &path).await.map_err(failed)?;
-        tracing::info!(address, "serving");
-        Ok(Self { _server: server })
+        tracing::info!(address, "serving ttrpc");
+        Ok(Self { _server: Running::Ttrpc(server), grpc: None })
+    }
+
+    /// Serves `routes` over gRPC at `address`, a loopback address with a port. It answers once this returns.
+    ///
+    /// # Errors
+    /// [`Error`] if the address has another form or can't be had.
+    pub async fn open_grpc(address: &str, routes: Routes) -> Result<Self, Error> {
+        let Address::Grpc(address) = Address::parse(address)? else {
+            return Err(Error::Address(address.to_owned()));
+        };
+        let failed = |cause: io::Error| Error::Tcp { address, cause: cause.to_string() };
+        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let bound = listener.local_addr().map_err(failed)?;
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let server = tonic::transport::Server::builder().add_routes(routes).serve_with_incoming(incoming);
+        let task = tokio::spawn(async move {
+            if let Err(error) = server.await {
+                tracing::error!(%error, "gRPC is not served any longer");
+            }
+        });
+        tracing::info!(%bound, "serving gRPC");
+        Ok(Self { _server: Running::Grpc(Abort(task)), grpc: Some(bound) })
+    }
+
+    /// The address that gRPC is served at, which has a port even where none was asked for.
+    pub fn grpc_address(&self) -> Option<SocketAddr> {
+        self.grpc
     }
 }
 
-/// Why a socket can't be served.
+/// Why an address can't be served.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
     /// An address that is not of the form expected.
-    #[error("socket address {0:?}; next: write it as unix:///absolute/path.sock")]
+    #[error("address {0:?}; next: write it as unix:///absolute/path.sock for ttrpc, or 127.0.0.1:50002 for gRPC")]
     Address(String),
+    /// Secrets would leave the guest in clear.
+    #[error("address {0} can be reached from outside, and tokens and keys go over it in clear; next: use 127.0.0.1")]
+    NotLoopback(SocketAddr),
     /// The operating system said no.
-    #[error("socket {}: {cause}", path.display())]
+    #[error("socket {}: {cause}; next: check that the folder can be written", path.display())]
     Socket {
         /// The socket's file.
         path: PathBuf,
         /// What it said.
         cause: String,
     },
+    /// The port can't be had.
+    #[error("{address}: {cause}; next: check that nothing else in the guest listens there")]
+    Tcp {
+        /// The address.
+        address: SocketAddr,
+        /// What the operating system said.
+        cause: String,
+    },
 }
 
-fn path(address: &str) -> Result<PathBuf, Error> {
-    match address.strip_prefix(SCHEME).map(Path::new) {
-        Some(path) if path.is_absolute() && path.file_name().is_some() => Ok(path.to_owned()),
-        _ => Err(Error::Address(address.to_owned())),
+/// Each ends its server when it is dropped.
+enum Running {
+    Ttrpc(#[expect(dead_code, reason = "held for its end")] Server),
+    Grpc(#[expect(dead_code, reason = "held for its end")] Abort),
+}
+
+struct Abort(JoinHandle<()>);
+
+impl Drop for Abort {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+async fn remove(path: &Path) -> io::Result<()> {
+    match tokio::fs::remove_file(path).await {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 
@@ -82,10 +167,32 @@ mod tests {
         assert_eq!(std::fs::read_dir(socket.parent().unwrap()).unwrap().count(), 1);
     }
 
+    #[tokio::test]
+    async fn a_grpc_port_is_free_again_after_its_server() {
+        let endpoint = Endpoint::open_grpc("127.0.0.1:0", Routes::default()).await.unwrap();
+        let address = endpoint.grpc_address().unwrap().to_string();
+        let error = Endpoint::open_grpc(&address, Routes::default()).await.err().unwrap().to_string();
+        assert!(error.starts_with(&address) && error.contains("; next: "), "{error}");
+
+        drop(endpoint);
+        let free = async {
+            while Endpoint::open_grpc(&address, Routes::default()).await.is_err() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(10), free).await.unwrap();
+    }
+
     #[test]
-    fn only_absolute_unix_sockets_are_addresses() {
-        for bad in ["", "/run/x.sock", "unix://x.sock", "unix:///", "tcp://127.0.0.1:1", "vsock://1:1"] {
-            assert!(path(bad).is_err(), "{bad:?} passed");
+    fn an_address_says_which_protocol_is_spoken() {
+        assert_eq!(Address::parse("unix:///run/a.sock").unwrap(), Address::Ttrpc("/run/a.sock".into()));
+        assert!(matches!(Address::parse("127.0.0.1:50002"), Ok(Address::Grpc(_))));
+        assert!(matches!(Address::parse("[::1]:50002"), Ok(Address::Grpc(_))));
+        for bad in ["", "/run/x.sock", "unix://x.sock", "unix:///", "tcp://127.0.0.1:1", "vsock://1:1", "localhost:1"] {
+            assert!(matches!(Address::parse(bad), Err(Error::Address(_))), "{bad:?} passed");
+        }
+        for bad in ["0.0.0.0:50002", "10.0.0.1:1", "[::]:1"] {
+            assert!(matches!(Address::parse(bad), Err(Error::NotLoopback(_))), "{bad:?} passed");
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::config::ConfigError;
+use crate::event_log;
 
 /// A failure. It is `Clone` because all callers that waited for one handshake get its outcome.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -92,6 +93,15 @@ pub enum Error {
     /// The attester failed.
     #[error("attestation evidence: {0}")]
     Evidence(#[from] evidence::Error),
+    /// The event log can't be opened, or an event not be measured.
+    #[error(transparent)]
+    EventLog(#[from] event_log::Error),
+    /// The guest is bound to another initdata than it is asked to bind.
+    #[error("initdata: this guest is bound to another document already; next: restart it to bind a new one")]
+    BoundAlready,
+    /// A kind of token that there is not.
+    #[error("token type \"{0}\" is not known; next: ask for kbs or coco_as")]
+    TokenType(String),
     /// The guest's key can't be made or used.
     #[error("attestation key: {0}")]
     Key(String),
@@ -116,6 +126,25 @@ impl Error {
     pub(crate) fn is_stale_token(&self) -> bool {
         matches!(self, Self::Refused { stage: Stage::Resource, status: 401, kind, .. }
             if !matches!(kind.as_str(), "PolicyDeny" | "PluginInternalError"))
+    }
+
+    /// True if the call itself was wrong, and would fail for everybody.
+    pub fn is_of_the_caller(&self) -> bool {
+        match self {
+            Self::TokenType(_) | Self::Evidence(evidence::Error::ReportData { .. }) => true,
+            Self::EventLog(error) => error.is_of_the_caller(),
+            _ => false,
+        }
+    }
+
+    /// True if somebody who could have answered refused: the evidence, the token or the resource.
+    pub fn is_refused(&self) -> bool {
+        matches!(self, Self::Refused { status: 401 | 403, .. })
+    }
+
+    /// True if the answer did not come in time.
+    pub fn is_late(&self) -> bool {
+        matches!(self, Self::Deadline { .. })
     }
 
     /// True if nobody answered, as opposed to an answer that says no.

@@ -1,8 +1,8 @@
 //! Attestation agent: proves to the key broker what this guest is, holds the token, and fetches resources with it.
 //!
 //! ```text
-//! service (ttrpc) ─┐
-//! data-hub ────────┴─> agent ─> tokens (one handshake at a time) ─> rcar ─> kbs (HTTP) ─> tls
+//! program ─> service (ttrpc, gRPC) ─┐               ┌─> tokens (one handshake at a time) ─> rcar ─> kbs (HTTP) ─> tls
+//! data-hub ─────────────────────────┴─> agent ──────┴─> platform ─> event_log
 //! ```
 
 #![forbid(unsafe_code)]
@@ -13,7 +13,12 @@ mod as_token;
 mod config;
 pub mod endpoint;
 mod error;
+mod event_log;
 mod kbs;
+mod passport;
+mod platform;
+pub mod process;
+pub mod program;
 mod rcar;
 mod retry;
 mod service;
@@ -21,8 +26,11 @@ mod tls;
 mod tokens;
 
 pub use agent::AttestationAgent;
-pub use config::{AaConfig, AsConfig, ConfigError, EventLogConfig, KbsConfig, LogConfig, TokenConfigs};
+pub use config::{AaConfig, AsConfig, ConfigError, EventLogConfig, KbsConfig, KeyAlgorithm, LogConfig, TokenConfigs};
 pub use error::{Error, Stage};
+pub use event_log::Error as EventLogError;
 pub use kbs::Kbs;
-pub use service::{ADDRESS, serve};
+pub use passport::Passport;
+pub use platform::Measured;
+pub use service::{ADDRESS, GRPC_ADDRESS, serve, serve_grpc};
 pub use tokens::{Clock, Token};

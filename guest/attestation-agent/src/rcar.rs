@@ -3,13 +3,16 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use evidence::Attester;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Map, Value};
 use wire::initdata::InitData;
-use wire::jwe::TeeKey;
-use wire::rcar::{Attestation, Challenge, InitDataBody, Request, RuntimeData, TeeEvidence, TokenResponse};
+use wire::jwe::{EcdhCurve, TeeKey};
+use wire::rcar::{Attestation, Challenge, InitDataBody, Request, RuntimeData, Tee, TeeEvidence, TokenResponse};
 
 use crate::error::{Error, Stage};
 use crate::kbs::Kbs;
+use crate::platform::Platform;
 use crate::retry;
 use crate::tokens::{Clock, Token};
 
@@ -17,7 +20,9 @@ use crate::tokens::{Clock, Token};
 #[derive(Clone)]
 pub(crate) struct Handshake {
     pub(crate) kbs: Kbs,
-    pub(crate) attester: Arc<Attester>,
+    /// Of the key that each handshake makes.
+    pub(crate) curve: EcdhCurve,
+    pub(crate) platform: Platform,
     pub(crate) initdata: Option<Arc<InitData>>,
     pub(crate) clock: Clock,
 }
@@ -37,7 +42,7 @@ impl Handshake {
 
     async fn attempt(&self) -> Result<Token, Error> {
         let started = Instant::now();
-        let request = Request::new(self.attester.tee());
+        let request = Request::new(self.platform.tee());
         let (challenge, cookies) = self.kbs.post::<Challenge>(Stage::Auth, AUTH, None, &request).await?;
         let unusable = |stage, path: &str, cause: String| Error::Answer {
             stage,
@@ -46,13 +51,21 @@ impl Handshake {
         };
 
         let algorithm = challenge.hash_algorithm().map_err(|e| unusable(Stage::Auth, AUTH, e.to_string()))?;
-        let key = TeeKey::generate().map_err(|e| Error::Key(e.to_string()))?;
+        let key = TeeKey::generate_on(self.curve).map_err(|e| Error::Key(e.to_string()))?;
         let tee_pubkey = key.public_jwk().map_err(|e| Error::Key(e.to_string()))?;
         let runtime_data = RuntimeData { nonce: challenge.nonce, tee_pubkey };
-        let additional_evidence = String::new();
+        let for_devices = runtime_data.device_report_data(algorithm).map_err(|e| Error::Key(e.to_string()))?;
+        let additional_evidence = match self.platform.additional_evidence(for_devices).await? {
+            Some(devices) => Value::Object(devices).to_string(),
+            None => String::new(),
+        };
         let report_data =
             runtime_data.report_data(&additional_evidence, algorithm).map_err(|e| Error::Key(e.to_string()))?;
-        let primary_evidence = evidence(&self.attester, report_data).await?;
+        let report_data = match self.platform.tee() {
+            Tee::Se => se_request(&runtime_data.nonce, &report_data).map_err(|e| unusable(Stage::Auth, AUTH, e))?,
+            _ => report_data,
+        };
+        let primary_evidence = self.platform.evidence(report_data).await?;
 
         let attestation = Attestation {
             init_data: self
@@ -65,7 +78,7 @@ impl Handshake {
         let (answer, _) = self.kbs.post::<TokenResponse>(Stage::Attest, ATTEST, cookies.as_ref(), &attestation).await?;
         let token = Token::new(answer.token, key, (self.clock)()).map_err(|e| unusable(Stage::Attest, ATTEST, e))?;
         tracing::info!(
-            tee = %self.attester.tee(),
+            tee = %self.platform.tee(),
             kbs = self.kbs.url(),
             took_ms = started.elapsed().as_millis() as u64,
             lifetime_s = token.lifetime().as_secs(),
@@ -75,14 +88,33 @@ impl Handshake {
     }
 }
 
-/// Collects evidence on a thread that may block, as hardware does for up to seconds.
-pub(crate) async fn evidence(attester: &Arc<Attester>, report_data: Vec<u8>) -> Result<serde_json::Value, Error> {
-    let attester = Arc::clone(attester);
-    let collected = tokio::task::spawn_blocking(move || attester.evidence(&report_data)).await;
-    Ok(collected.map_err(|e| Error::GivenUp(e.to_string()))??)
+/// What the attester of IBM SE gets instead of report data: the broker's request, which came as the nonce, with the
+/// digest in it.
+fn se_request(nonce: &str, digest: &[u8]) -> Result<Vec<u8>, String> {
+    let mut request: Map<String, Value> =
+        serde_json::from_str(nonce).map_err(|_| "the nonce for IBM SE is not an attestation request".to_owned())?;
+    request.insert("runtime_data_digest".to_owned(), STANDARD.encode(digest).into());
+    Ok(Value::Object(request).to_string().into_bytes())
 }
 
 const AUTH: &str = "kbs/v0/auth";
 const ATTEST: &str = "kbs/v0/attest";
 /// Below the 50 s after which upstream's clients of this service stop waiting.
 const DEADLINE: Duration = Duration::from_secs(40);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_request_of_ibm_se_gets_the_digest() {
+        let request = se_request(r#"{"request_blob":"AA==","measurement_size":64}"#, &[0xfb, 0xff]).unwrap();
+        let request: Value = serde_json::from_slice(&request).unwrap();
+        let expected =
+            serde_json::json!({ "request_blob": "AA==", "measurement_size": 64, "runtime_data_digest": "+/8=" });
+        assert_eq!(request, expected);
+        for nonce in ["", "bm9uY2U=", "[]", "\"text\""] {
+            assert!(se_request(nonce, &[1]).is_err(), "{nonce:?} passed");
+        }
+    }
+}

@@ -1,117 +1,87 @@
-//! The ttrpc service that upstream's tools and components call.
+//! The service that upstream's tools and components call: what each call answers, whichever protocol it comes by.
 
-use std::collections::HashMap;
+mod grpc;
+mod ttrpc;
+
+pub use self::grpc::{GRPC_ADDRESS, serve_grpc};
+pub use self::ttrpc::{ADDRESS, serve};
+
 use std::sync::Arc;
 
-use async_trait::async_trait;
-use serde::Serialize;
-use ttrpc::Code;
-use ttrpc::r#async::TtrpcContext;
-use wire_ttrpc::attestation_agent::{
-    BindInitDataRequest, BindInitDataResponse, ExtendRuntimeMeasurementRequest, ExtendRuntimeMeasurementResponse,
-    GetAdditionalEvidenceRequest, GetAdditionalTeesRequest, GetAdditionalTeesResponse, GetEvidenceRequest,
-    GetEvidenceResponse, GetTeeTypeRequest, GetTeeTypeResponse, GetTokenRequest, GetTokenResponse,
-    RuntimeMeasurementResult,
-};
-use wire_ttrpc::attestation_agent_ttrpc::{AttestationAgentService, create_attestation_agent_service};
+use evidence::InitDataDigest;
+use wire::event_log::Event;
 use zeroize::Zeroizing;
 
 use crate::agent::AttestationAgent;
-use crate::endpoint::{self, Endpoint};
 use crate::error::Error;
+use crate::event_log;
+use crate::platform::Measured;
 
-/// Serves `agent` at `address`, in a guest [`ADDRESS`], until the endpoint is dropped.
-///
-/// # Errors
-/// [`endpoint::Error`].
-pub async fn serve(agent: Arc<AttestationAgent>, address: &str) -> Result<Endpoint, endpoint::Error> {
-    let services: HashMap<_, _> = create_attestation_agent_service(Arc::new(Facade(agent)));
-    Endpoint::open(address, services).await
-}
+/// The calls, in the terms of neither protocol.
+struct Calls(Arc<AttestationAgent>);
 
-struct Facade(Arc<AttestationAgent>);
-
-#[async_trait]
-impl AttestationAgentService for Facade {
-    async fn get_evidence(&self, _: &TtrpcContext, request: GetEvidenceRequest) -> ttrpc::Result<GetEvidenceResponse> {
-        let evidence = self.0.evidence(&request.RuntimeData).await.map_err(|e| failed("get evidence", &e))?;
-        let mut response = GetEvidenceResponse::new();
-        response.Evidence = evidence.to_string().into_bytes();
-        Ok(response)
+impl Calls {
+    /// Evidence over `runtime_data` as it is, as JSON text.
+    async fn evidence(&self, runtime_data: &[u8]) -> Result<Vec<u8>, Failure> {
+        let evidence = self.0.evidence(runtime_data).await.map_err(|e| Failure::of("get evidence", &e))?;
+        Ok(evidence.to_string().into_bytes())
     }
 
-    async fn get_additional_evidence(
+    /// A JSON object from device to evidence; without devices zero bytes.
+    async fn additional_evidence(&self, runtime_data: &[u8]) -> Result<Vec<u8>, Failure> {
+        let devices = self.0.additional_evidence(runtime_data).await;
+        let devices = devices.map_err(|e| Failure::of("get additional evidence", &e))?;
+        Ok(devices.map(|devices| serde_json::Value::Object(devices).to_string().into_bytes()).unwrap_or_default())
+    }
+
+    async fn token(&self, kind: &str) -> Result<Zeroizing<Vec<u8>>, Failure> {
+        self.0.typed_token(kind).await.map_err(|e| Failure::of("get token", &e))
+    }
+
+    async fn measure(
         &self,
-        _: &TtrpcContext,
-        _: GetAdditionalEvidenceRequest,
-    ) -> ttrpc::Result<GetEvidenceResponse> {
-        // No device has an attester, which upstream says with zero bytes.
-        Ok(GetEvidenceResponse::new())
+        domain: &str,
+        operation: &str,
+        content: &str,
+        register: Option<u64>,
+    ) -> Result<Measured, Failure> {
+        const WHAT: &str = "extend runtime measurement";
+        let event = Event::new(domain, operation, content).map_err(event_log::Error::from);
+        let event = event.map_err(|e| Failure::of(WHAT, &e.into()))?;
+        self.0.measure(event, register).await.map_err(|e| Failure::of(WHAT, &e))
     }
 
-    async fn get_token(&self, _: &TtrpcContext, request: GetTokenRequest) -> ttrpc::Result<GetTokenResponse> {
-        let token = match request.TokenType.as_str() {
-            "kbs" => self.kbs_token().await,
-            "coco_as" => self.0.attestation_service_token().await,
-            other => {
-                let text = format!("{PREFIX} get token failed: token type {other:?} is not kbs or coco_as");
-                return Err(ttrpc::error::get_rpc_status(Code::INVALID_ARGUMENT, text));
-            }
-        };
-        let token = token.map_err(|e| failed("get token", &e))?;
-        let mut response = GetTokenResponse::new();
-        response.Token = token.to_vec();
-        Ok(response)
+    async fn bind(&self, digest: &[u8]) -> Result<(), Failure> {
+        const WHAT: &str = "bind init data";
+        let digest = InitDataDigest::new(digest).map_err(|e| Failure::invalid(WHAT, e.to_string()))?;
+        self.0.bind_initdata(digest).await.map(drop).map_err(|e| Failure::of(WHAT, &e))
     }
 
-    async fn extend_runtime_measurement(
-        &self,
-        _: &TtrpcContext,
-        _: ExtendRuntimeMeasurementRequest,
-    ) -> ttrpc::Result<ExtendRuntimeMeasurementResponse> {
-        let mut response = ExtendRuntimeMeasurementResponse::new();
-        response.Result = RuntimeMeasurementResult::NOT_ENABLED.into();
-        Ok(response)
+    fn tee(&self) -> String {
+        self.0.tee().to_string()
     }
 
-    async fn bind_init_data(&self, _: &TtrpcContext, _: BindInitDataRequest) -> ttrpc::Result<BindInitDataResponse> {
-        let text = format!("{PREFIX} bind init data failed: initdata is bound once, at boot");
-        Err(ttrpc::error::get_rpc_status(Code::UNIMPLEMENTED, text))
-    }
-
-    async fn get_tee_type(&self, _: &TtrpcContext, _: GetTeeTypeRequest) -> ttrpc::Result<GetTeeTypeResponse> {
-        let mut response = GetTeeTypeResponse::new();
-        response.tee = self.0.tee().to_string();
-        Ok(response)
-    }
-
-    async fn get_additional_tees(
-        &self,
-        _: &TtrpcContext,
-        _: GetAdditionalTeesRequest,
-    ) -> ttrpc::Result<GetAdditionalTeesResponse> {
-        Ok(GetAdditionalTeesResponse::new())
+    fn additional_tees(&self) -> Vec<String> {
+        self.0.additional_tees().iter().map(ToString::to_string).collect()
     }
 }
 
-impl Facade {
-    async fn kbs_token(&self) -> Result<Zeroizing<Vec<u8>>, Error> {
-        #[derive(Serialize)]
-        struct Answer<'a> {
-            token: &'a str,
-            tee_keypair: &'a str,
-        }
-        let token = self.0.token().await?;
-        let pem = token.key().to_pkcs8_pem().map_err(|e| Error::Key(e.to_string()))?;
-        let answer = Answer { token: token.jwt(), tee_keypair: &pem };
-        serde_json::to_vec(&answer).map(Zeroizing::new).map_err(|e| Error::Key(e.to_string()))
-    }
+/// A call that failed: the status that says so and its text, which starts as upstream's does.
+struct Failure {
+    /// The call itself was wrong; otherwise the status is INTERNAL, as upstream's always is.
+    invalid: bool,
+    text: String,
 }
 
-fn failed(what: &str, error: &Error) -> ttrpc::Error {
-    ttrpc::error::get_rpc_status(Code::INTERNAL, format!("{PREFIX} {what} failed: {error}"))
+impl Failure {
+    fn of(what: &str, error: &Error) -> Self {
+        tracing::warn!(%error, "{what} failed");
+        Self { invalid: error.is_of_the_caller(), text: format!("{PREFIX} {what} failed: {error}") }
+    }
+
+    fn invalid(what: &str, cause: String) -> Self {
+        Self { invalid: true, text: format!("{PREFIX} {what} failed: {cause}") }
+    }
 }
 
 const PREFIX: &str = "[ERROR:attestation-agent]";
-/// Where upstream's components look for this service.
-pub const ADDRESS: &str = "unix:///run/confidential-containers/attestation-agent/attestation-agent.sock";

@@ -7,9 +7,10 @@ mod double;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use attestation_agent::{AaConfig, AttestationAgent, Error, Stage};
+use attestation_agent::{AaConfig, AttestationAgent, Error, KeyAlgorithm, Measured, Stage};
 use double::{Faults, KbsDouble};
 use evidence::Attester;
+use wire::event_log::Event;
 use wire::initdata::InitData;
 use wire::resource::ResourceUri;
 
@@ -45,6 +46,44 @@ async fn the_initdata_goes_with_the_evidence_byte_for_byte() {
 
     let sent = kbs.last_attestation().init_data.unwrap();
     assert_eq!((sent.format.as_str(), sent.body.as_str()), ("toml", text));
+}
+
+#[tokio::test]
+async fn the_configured_kind_of_key_is_made() {
+    let kbs = KbsDouble::start().await;
+    kbs.put("resource/default/key/1", b"secret");
+    let mut config = config(&kbs);
+    config.token_configs.kbs.as_mut().unwrap().tee_key_algorithm = KeyAlgorithm::P521;
+    let agent = AttestationAgent::new(config, Attester::sample(), None).unwrap();
+
+    assert_eq!(*agent.get_resource(&uri("kbs:///default/key/1")).await.unwrap(), b"secret");
+    assert_eq!(kbs.last_attestation().runtime_data.tee_pubkey["crv"], "P-521");
+}
+
+#[tokio::test]
+async fn a_guest_with_an_event_log_attests_and_measures_side_by_side() {
+    let kbs = KbsDouble::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = config(&kbs);
+    config.eventlog_config.enable_eventlog = true;
+    config.eventlog_config.path = folder.path().join("eventlog");
+    let agent = Arc::new(AttestationAgent::new(config, Attester::sample(), None).unwrap());
+
+    let measures = (0..30).map(|number| {
+        let agent = Arc::clone(&agent);
+        tokio::spawn(async move {
+            let event = Event::new("test", "measure", &number.to_string()).unwrap();
+            agent.measure(event, None).await
+        })
+    });
+    let measures: Vec<_> = measures.collect();
+    agent.token().await.unwrap();
+    for measure in measures {
+        assert_eq!(measure.await.unwrap().unwrap(), Measured::Done);
+    }
+
+    let log = std::fs::read(folder.path().join("eventlog")).unwrap();
+    assert_eq!(wire::event_log::entries(&log).unwrap().len(), 30);
 }
 
 #[tokio::test]

@@ -96,6 +96,11 @@ impl KbsDouble {
         self.broker.last_attestation.lock().unwrap().clone().unwrap()
     }
 
+    /// What the attestation service was asked last.
+    pub fn last_verification(&self) -> Value {
+        self.broker.last_verification.lock().unwrap().clone()
+    }
+
     pub fn user_agent(&self) -> String {
         self.broker.user_agent.lock().unwrap().clone()
     }
@@ -155,6 +160,7 @@ struct Broker {
     resources: Mutex<HashMap<String, Vec<u8>>>,
     denied: Mutex<HashMap<String, u16>>,
     last_attestation: Mutex<Option<Attestation>>,
+    last_verification: Mutex<Value>,
     user_agent: Mutex<String>,
 }
 
@@ -200,6 +206,16 @@ async fn attest(State(broker): State<Arc<Broker>>, headers: HeaderMap, body: Byt
         return refusal(401, "RcarAttestFailed", "the evidence is not bound to nonce and key");
     }
 
+    // The sample's device, if the guest has it.
+    if !attestation.tee_evidence.additional_evidence.is_empty() {
+        let devices: HashMap<String, SampleEvidence> =
+            serde_json::from_str(&attestation.tee_evidence.additional_evidence).unwrap();
+        let expected = attestation.runtime_data.device_report_data(HashAlgorithm::Sha384).unwrap();
+        if devices.values().any(|device| STANDARD.decode(&device.report_data).unwrap() != expected) {
+            return refusal(401, "RcarAttestFailed", "a device's evidence is not bound to nonce and key");
+        }
+    }
+
     let number = broker.handshakes.fetch_add(1, Ordering::SeqCst);
     let claims = json!({ "iat": 1000, "exp": 1300, "jti": number.to_string() });
     let token = format!("e30.{}.c2ln", URL_SAFE_NO_PAD.encode(claims.to_string()));
@@ -228,8 +244,9 @@ async fn resource(State(broker): State<Arc<Broker>>, Path(path): Path<String>, h
     serde_json::to_string(&sealed).unwrap().into_response()
 }
 
-async fn attestation_service(body: Bytes) -> Response {
+async fn attestation_service(State(broker): State<Arc<Broker>>, body: Bytes) -> Response {
     let request: Value = serde_json::from_slice(&body).unwrap();
+    *broker.last_verification.lock().unwrap() = request.clone();
     let verification = &request["verification_requests"][0];
     let evidence = URL_SAFE_NO_PAD.decode(verification["evidence"].as_str().unwrap()).unwrap();
     format!("{}:{}", verification["tee"].as_str().unwrap(), String::from_utf8(evidence).unwrap()).into_response()
