@@ -1,87 +1,248 @@
-//! Routes and answers, compatible with upstream's api-server-rest.
+//! The table of the API: every endpoint with its method, path and feature. Requests are dispatched by it, and the
+//! OpenAPI document is made of it.
 
-use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::fmt;
+use std::str::FromStr;
 
-use axum::Router;
-use axum::body::Body;
-use axum::extract::{Extension, Path, Request, State};
-use axum::http::{StatusCode, Uri, header};
-use axum::middleware::{self, Next};
-use axum::response::{IntoResponse, Response};
-use axum::routing::{any, get};
-use bytes::Bytes;
-use serde_json::json;
-use wire::rcar::Tee;
-use wire::resource::ResourceUri;
+use hyper::Method;
 
-use crate::resources::{ResourceError, Resources};
-
-/// The API over `resources`, for a guest in a TEE of kind `tee`.
-pub(crate) fn router(tee: Tee, resources: Arc<dyn Resources>) -> Router {
-    Router::new()
-        .route("/cdh/resource/{*path}", get(resource))
-        .with_state(resources)
-        .route("/info", get(move || info(tee)))
-        .route("/aa/{*path}", any((StatusCode::NOT_FOUND, "Attestation Feature Not Enabled")))
-        .fallback((StatusCode::NOT_FOUND, "URL NOT FOUND"))
-        .layer(middleware::from_fn(local))
+/// Which part of the API a guest offers to its containers.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Features {
+    /// Resources alone.
+    #[default]
+    Resource,
+    /// Tokens, evidence and measurements alone.
+    Attestation,
+    /// Both.
+    All,
 }
 
-/// Who sent a request.
-#[derive(Clone, Copy)]
-pub(crate) struct Peer(pub(crate) SocketAddr);
-
-/// Only the pod's own containers are served, which share the loopback interface with the guest. And only who means
-/// this API: a client that others lead here, by a redirect or a name that stands for the loopback address, does not.
-async fn local(Extension(Peer(peer)): Extension<Peer>, request: Request, next: Next) -> Response {
-    let meant = request.headers().get(header::HOST).is_none_or(|host| host.to_str().is_ok_and(is_loopback));
-    if meant && peer.ip().to_canonical().is_loopback() {
-        next.run(request).await
-    } else {
-        (StatusCode::FORBIDDEN, "Forbidden").into_response()
-    }
-}
-
-fn is_loopback(host: &str) -> bool {
-    let name = match host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
-        _ => host,
-    };
-    name.eq_ignore_ascii_case("localhost")
-        || name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
-}
-
-async fn info(tee: Tee) -> Response {
-    let info = json!({ "version": env!("CARGO_PKG_VERSION"), "tee": tee, "feature": "resource" });
-    ([(header::CONTENT_TYPE, "application/json")], info.to_string()).into_response()
-}
-
-async fn resource(State(resources): State<Arc<dyn Resources>>, Path(path): Path<String>, uri: Uri) -> Response {
-    let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
-    let uri = match ResourceUri::parse(&format!("kbs:///{path}{query}")) {
-        Ok(uri) => uri,
-        Err(error) => return (StatusCode::BAD_REQUEST, format!("BAD REQUEST: {error}")).into_response(),
-    };
-    match resources.get(&uri).await {
-        Ok(resource) => {
-            // The owner is wiped when the last part of it is sent.
-            let body = Body::from(Bytes::from_owner(resource));
-            let headers = [(header::CONTENT_TYPE, "application/octet-stream"), (header::CACHE_CONTROL, "no-store")];
-            (headers, body).into_response()
-        }
-        Err(error) => {
-            tracing::warn!(%uri, %error, "a workload did not get a resource");
-            (status(&error), error.to_string()).into_response()
+impl Features {
+    /// Whether endpoints of `feature` are served.
+    pub(crate) fn has(self, feature: Feature) -> bool {
+        match feature {
+            Feature::Always => true,
+            Feature::Resource => self != Self::Attestation,
+            Feature::Attestation => self != Self::Resource,
         }
     }
 }
 
-fn status(error: &ResourceError) -> StatusCode {
-    match error {
-        ResourceError::NotFound(_) => StatusCode::NOT_FOUND,
-        ResourceError::Refused(_) => StatusCode::FORBIDDEN,
-        ResourceError::Unreachable(_) => StatusCode::SERVICE_UNAVAILABLE,
-        ResourceError::Other(_) => StatusCode::INTERNAL_SERVER_ERROR,
+impl fmt::Display for Features {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Resource => "resource",
+            Self::Attestation => "attestation",
+            Self::All => "all",
+        })
+    }
+}
+
+impl FromStr for Features {
+    type Err = UnknownFeatures;
+
+    fn from_str(name: &str) -> Result<Self, UnknownFeatures> {
+        let known = [Self::Resource, Self::Attestation, Self::All];
+        known.into_iter().find(|features| features.to_string() == name).ok_or_else(|| UnknownFeatures(name.to_owned()))
+    }
+}
+
+/// Not the name of a set of features.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("features {0:?} are not known; next: write resource, attestation or all")]
+pub struct UnknownFeatures(String);
+
+/// One endpoint.
+pub(crate) struct Endpoint {
+    pub(crate) method: Method,
+    /// `{name}` stands for one segment, `{name...}` for all that follow.
+    pub(crate) path: &'static str,
+    pub(crate) route: Route,
+    pub(crate) feature: Feature,
+    pub(crate) summary: &'static str,
+    /// Query parameters, and whether each is required. Without any, the whole query is passed on.
+    pub(crate) query: &'static [(&'static str, bool)],
+    /// The name of the schema of a JSON request.
+    pub(crate) request: Option<&'static str>,
+    /// The name of the schema of a JSON answer; otherwise it is bytes.
+    pub(crate) response: Option<&'static str>,
+}
+
+/// What an endpoint belongs to.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Feature {
+    Always,
+    Resource,
+    Attestation,
+}
+
+/// What serves an endpoint.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Route {
+    Info,
+    Token,
+    Evidence,
+    AdditionalEvidence,
+    Measure,
+    Resource,
+    Plugin,
+}
+
+/// What a path leads to.
+pub(crate) enum Found<'a> {
+    /// An endpoint, and what its path leaves open.
+    Endpoint(&'static Endpoint, Vec<&'a str>),
+    /// The path is there, with this method.
+    OtherMethod(&'static Method),
+    Nothing,
+}
+
+/// Finds the endpoint of a request.
+pub(crate) fn find<'a>(method: &Method, path: &'a str) -> Found<'a> {
+    for endpoint in ENDPOINTS {
+        if let Some(open) = matched(endpoint.path, path) {
+            return match endpoint.method == *method {
+                true => Found::Endpoint(endpoint, open),
+                false => Found::OtherMethod(&endpoint.method),
+            };
+        }
+    }
+    Found::Nothing
+}
+
+/// What `pattern` leaves open in `path`, if it fits.
+fn matched<'a>(pattern: &str, path: &'a str) -> Option<Vec<&'a str>> {
+    let (mut open, mut rest) = (Vec::new(), path.strip_prefix('/')?);
+    let mut parts = pattern.trim_start_matches('/').split('/').peekable();
+    while let Some(part) = parts.next() {
+        if part.ends_with("...}") {
+            open.push(rest);
+            return (!rest.is_empty()).then_some(open);
+        }
+        let (first, others) = match parts.peek() {
+            Some(_) => rest.split_once('/')?,
+            None => (rest, ""),
+        };
+        if part.starts_with('{') {
+            open.push(first);
+        } else if part != first {
+            return None;
+        }
+        rest = others;
+    }
+    Some(open)
+}
+
+/// No path of it fits two entries.
+pub(crate) const ENDPOINTS: &[Endpoint] = &[
+    Endpoint {
+        method: Method::GET,
+        path: "/info",
+        route: Route::Info,
+        feature: Feature::Always,
+        summary: "Version, TEE and features of this guest",
+        query: &[],
+        request: None,
+        response: Some("Info"),
+    },
+    Endpoint {
+        method: Method::GET,
+        path: "/aa/token",
+        route: Route::Token,
+        feature: Feature::Attestation,
+        summary: "A token of a key broker (kbs) or of an attestation service (coco_as)",
+        query: &[("token_type", true)],
+        request: None,
+        response: None,
+    },
+    Endpoint {
+        method: Method::GET,
+        path: "/aa/evidence",
+        route: Route::Evidence,
+        feature: Feature::Attestation,
+        summary: "Evidence of the TEE over runtime data; with encoding=base64 they are base64url without padding",
+        query: &[("runtime_data", true), ("encoding", false)],
+        request: None,
+        response: None,
+    },
+    Endpoint {
+        method: Method::GET,
+        path: "/aa/additional-evidence",
+        route: Route::AdditionalEvidence,
+        feature: Feature::Attestation,
+        summary: "Evidence of the devices beside the TEE, empty without devices",
+        query: &[("runtime_data", true), ("encoding", false)],
+        request: None,
+        response: None,
+    },
+    Endpoint {
+        method: Method::POST,
+        path: "/aa/aael",
+        route: Route::Measure,
+        feature: Feature::Attestation,
+        summary: "Measures an event into the runtime event log",
+        query: &[],
+        request: Some("Event"),
+        response: Some("Measured"),
+    },
+    Endpoint {
+        method: Method::GET,
+        path: "/cdh/resource/{path...}",
+        route: Route::Resource,
+        feature: Feature::Resource,
+        summary: "The resource kbs:///{path}; the query is passed on",
+        query: &[],
+        request: None,
+        response: None,
+    },
+    Endpoint {
+        method: Method::GET,
+        path: "/cdh/plugin/{plugin}/{path...}",
+        route: Route::Plugin,
+        feature: Feature::Resource,
+        summary: "What the key broker's plugin gives for kbs+{plugin}:///{path}; the query is passed on",
+        query: &[],
+        request: None,
+        response: None,
+    },
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_leads_to_its_endpoint_and_leaves_the_rest_open() {
+        for (path, route, open) in [
+            ("/info", Route::Info, vec![]),
+            ("/aa/token", Route::Token, vec![]),
+            ("/cdh/resource/a/b/c", Route::Resource, vec!["a/b/c"]),
+            ("/cdh/resource/a", Route::Resource, vec!["a"]),
+            ("/cdh/plugin/nebula-ca/credential", Route::Plugin, vec!["nebula-ca", "credential"]),
+        ] {
+            let Some(endpoint) = ENDPOINTS.iter().find(|endpoint| endpoint.route == route) else { unreachable!() };
+            let Found::Endpoint(found, rest) = find(&endpoint.method, path) else { panic!("{path}") };
+            assert_eq!((found.route, rest), (route, open), "{path}");
+            let other = if endpoint.method == Method::GET { Method::POST } else { Method::GET };
+            assert!(matches!(find(&other, path), Found::OtherMethod(allowed) if *allowed == endpoint.method));
+        }
+        for path in ["", "/", "info", "/info/", "/info/x", "/aa", "/aa/token/x", "/cdh/resource", "/cdh/resource/"] {
+            assert!(matches!(find(&Method::GET, path), Found::Nothing), "{path:?}");
+        }
+        assert!(matches!(find(&Method::GET, "/cdh/plugin/x/"), Found::Nothing));
+    }
+
+    #[test]
+    fn a_set_of_features_is_read_as_it_is_written() {
+        for (name, resource, attestation) in
+            [("resource", true, false), ("attestation", false, true), ("all", true, true)]
+        {
+            let features: Features = name.parse().unwrap();
+            assert_eq!(features.to_string(), name);
+            assert_eq!(features.has(Feature::Resource), resource);
+            assert_eq!(features.has(Feature::Attestation), attestation);
+        }
+        assert!("".parse::<Features>().is_err());
     }
 }

@@ -1,28 +1,37 @@
 //! The HTTP server, bounded so that one container can't take the guest's memory or starve the others for ever.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::{Extension, Router};
+use hyper::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
-use wire::rcar::Tee;
 
-use crate::resources::Resources;
-use crate::routes::{self, Peer};
+use crate::api::Api;
+use crate::peer::{Caller, Guard, Peer};
 
 /// The bound server.
 ///
 /// It keeps at most 128 connections, each with one request at a time, a head of at most 16 KiB that must come within
-/// 10 seconds, and a body that is never read; after 2 minutes a connection is closed.
+/// 10 seconds, and a body of at most 128 KiB; after 2 minutes a connection is closed.
 pub struct WorkloadApi {
-    listener: TcpListener,
-    router: Router,
+    listener: Listener,
+    api: Api,
+}
+
+enum Listener {
+    Network(TcpListener),
+    Unix(UnixListener, Guard),
 }
 
 impl WorkloadApi {
@@ -30,17 +39,37 @@ impl WorkloadApi {
     ///
     /// # Errors
     /// [`Error::Bind`].
-    pub async fn bind(address: SocketAddr, tee: Tee, resources: Arc<dyn Resources>) -> Result<Self, Error> {
+    pub async fn bind(address: SocketAddr, api: Api) -> Result<Self, Error> {
         let listener = TcpListener::bind(address).await.map_err(|cause| Error::Bind { address, cause })?;
-        Ok(Self { listener, router: routes::router(tee, resources) })
+        Ok(Self { listener: Listener::Network(listener), api })
     }
 
-    /// The address that it is bound to.
+    /// Binds to a unix socket at `path`, in place of what was there, which anyone who reaches it may connect to: `guard`
+    /// decides what each process may ask for, and each request is logged with the process that sent it.
     ///
     /// # Errors
-    /// What the system says.
-    pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
+    /// [`Error::Socket`].
+    pub fn bind_unix(path: &Path, guard: Guard, api: Api) -> Result<Self, Error> {
+        let failed = |cause| Error::Socket { path: path.to_owned(), cause };
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).map_err(failed)?;
+        }
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+            _ => {}
+        }
+        let listener = UnixListener::bind(path).map_err(failed)?;
+        // Containers run as users of their own.
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666)).map_err(failed)?;
+        Ok(Self { listener: Listener::Unix(listener, guard), api })
+    }
+
+    /// The address that it is bound to, none for a unix socket.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        match &self.listener {
+            Listener::Network(listener) => listener.local_addr().ok(),
+            Listener::Unix(..) => None,
+        }
     }
 
     /// Serves until it is dropped; connections that are open then end by themselves.
@@ -51,16 +80,21 @@ impl WorkloadApi {
         let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         loop {
             let Ok(place) = Arc::clone(&connections).acquire_owned().await else { return Ok(()) };
-            match self.listener.accept().await {
-                Ok((stream, peer)) => {
-                    let router = self.router.clone().layer(Extension(Peer(peer)));
-                    tokio::spawn(async move {
-                        connection(stream, router).await;
-                        drop(place);
-                    });
-                }
-                Err(error) if is_of_the_peer(&error) => {}
-                Err(cause) => return Err(Error::Accept(cause)),
+            let accepted = match &self.listener {
+                Listener::Network(listener) => listener.accept().await.map(|(stream, peer)| {
+                    // An answer is one small segment: waiting for more helps nobody.
+                    let _ = stream.set_nodelay(true);
+                    tokio::spawn(connection(stream, Peer::Network(peer), self.api.clone(), place));
+                }),
+                Listener::Unix(listener, guard) => listener.accept().await.and_then(|(stream, _)| {
+                    let peer = Peer::Process(Caller::of(&stream)?, Arc::clone(guard));
+                    tokio::spawn(connection(stream, peer, self.api.clone(), place));
+                    Ok(())
+                }),
+            };
+            match accepted {
+                Err(error) if !is_of_the_peer(&error) => return Err(Error::Accept(error)),
+                _ => {}
             }
         }
     }
@@ -77,17 +111,31 @@ pub enum Error {
         /// The system's answer.
         cause: io::Error,
     },
+    /// The unix socket can't be made.
+    #[error("workload API: {}: {cause}; next: check that its folder can be written", path.display())]
+    Socket {
+        /// The socket's file.
+        path: PathBuf,
+        /// The system's answer.
+        cause: io::Error,
+    },
     /// The listener broke.
     #[error("workload API: no more connections can be accepted: {0}")]
     Accept(io::Error),
 }
 
-async fn connection(stream: TcpStream, router: Router) {
+/// Serves one connection; its place among all is free again when this ends.
+async fn connection<S>(stream: S, peer: Peer, api: Api, _place: tokio::sync::OwnedSemaphorePermit)
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let service =
+        service_fn(|request: Request<Incoming>| async { Ok::<_, Infallible>(api.answer(&peer, request).await) });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(MAX_HEAD)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+        .serve_connection(TokioIo::new(stream), service);
     // A container that neither reads nor leaves must not keep its place.
     match tokio::time::timeout(MAX_LIFE, served).await {
         Ok(Ok(())) => {}
@@ -99,7 +147,10 @@ async fn connection(stream: TcpStream, router: Router) {
 fn is_of_the_peer(error: &io::Error) -> bool {
     matches!(
         error.kind(),
-        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::Interrupted
+            | io::ErrorKind::NotConnected
     )
 }
 
