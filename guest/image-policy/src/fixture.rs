@@ -73,6 +73,8 @@ impl Pulled {
 pub(crate) struct Memory {
     pub(crate) documents: HashMap<String, Vec<u8>>,
     pub(crate) lookaside: HashMap<String, Vec<u8>>,
+    /// The URLs that a lookaside store refuses to answer.
+    pub(crate) refused: Vec<String>,
     pub(crate) manifests: HashMap<String, Vec<u8>>,
     pub(crate) blobs: HashMap<String, Vec<u8>>,
     pub(crate) referrers: HashMap<String, Vec<Descriptor>>,
@@ -86,7 +88,10 @@ impl SignatureSources for Memory {
     }
 
     async fn lookaside(&self, url: &str) -> Result<Option<Vec<u8>>, SourceError> {
-        Ok(self.lookaside.get(url).cloned())
+        match self.refused.iter().any(|refused| refused == url) {
+            true => Err("the store answers 403".into()),
+            false => Ok(self.lookaside.get(url).cloned()),
+        }
     }
 
     async fn manifest(&self, version: &str) -> Result<Option<Document>, SourceError> {

@@ -44,29 +44,23 @@ impl Lookaside {
         let scopes = scope::candidates(reference);
         scopes.iter().find_map(|scope| self.scopes.get(scope)).or(self.default.as_ref()).map(String::as_str)
     }
+}
 
-    /// Fetches the signatures of the manifest with `digest`, each with the place where it lies.
-    ///
-    /// In a folder that is every file; over HTTP it is `signature-1` and so on up to the first that isn't there. At most
-    /// [`MAX_SIGNATURES`] of at most [`MAX_SIGNATURE`] bytes are taken.
-    pub(crate) async fn signatures(
-        &self,
-        reference: &Reference,
-        digest: &Digest,
-        sources: &dyn SignatureSources,
-    ) -> Result<Vec<(String, Vec<u8>)>, Failure> {
-        let store = self.store(reference).ok_or_else(|| Failure::NoStore(reference.whole()))?;
-        let folder = format!(
-            "{}/{}@{}={}",
-            store.trim_end_matches('/'),
-            reference.repository(),
-            digest.algorithm(),
-            digest.digest()
-        );
-        match folder.strip_prefix("file://") {
-            Some(path) => files(Path::new(path)).await.map_err(|e| Failure::Source { place: folder, cause: e.into() }),
-            None => served(&folder, sources).await,
-        }
+/// Fetches the signatures of the manifest with `digest` from a store, each with the place where it lies.
+///
+/// In a folder that is every file; over HTTP it is `signature-1` and so on up to the first that isn't there. At most
+/// 128 are taken, of at most 1 MiB each.
+pub(crate) async fn signatures(
+    store: &str,
+    reference: &Reference,
+    digest: &Digest,
+    sources: &dyn SignatureSources,
+) -> Result<Vec<(String, Vec<u8>)>, Failure> {
+    let (store, hex) = (store.trim_end_matches('/'), digest.digest());
+    let folder = format!("{store}/{}@{}={hex}", reference.repository(), digest.algorithm());
+    match folder.strip_prefix("file://") {
+        Some(path) => files(Path::new(path)).await.map_err(|e| Failure::Source { place: folder, cause: e.into() }),
+        None => served(&folder, sources).await,
     }
 }
 
@@ -85,11 +79,11 @@ async fn files(folder: &Path) -> io::Result<Vec<(String, Vec<u8>)>> {
     paths.sort();
     let mut signatures = Vec::new();
     for path in paths {
-        let file = tokio::fs::File::open(&path).await?;
-        if !file.metadata().await?.is_file() {
+        if !tokio::fs::metadata(&path).await?.is_file() {
             continue;
         }
         let mut bytes = Vec::new();
+        let file = tokio::fs::File::open(&path).await?;
         file.take(MAX_SIGNATURE as u64).read_to_end(&mut bytes).await?;
         signatures.push((path.display().to_string(), bytes));
     }

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use crate::error::Failure;
 use crate::identity::Name;
-use crate::lookaside::Lookaside;
+use crate::lookaside::{self, Lookaside};
 use crate::openpgp::{OpenPgpError, Ring};
 use crate::payload::{Payload, PayloadError, PayloadType};
 use crate::policy::SignedBy;
@@ -28,10 +28,18 @@ impl SignedBy {
             let bytes = material.fetch(sources).await.map_err(|failure| vec![failure])?;
             ring.add(&bytes).map_err(|e| vec![Failure::Key { place: material.to_string(), cause: e.to_string() }])?;
         }
+        let store = lookaside.store(image.reference);
+        let store = store.ok_or_else(|| vec![Failure::NoStore(image.reference.whole())])?;
         let mut failures = Vec::new();
         for digest in image.digests() {
-            let found = lookaside.signatures(image.reference, digest, sources).await;
-            for (place, message) in found.map_err(|failure| vec![failure])? {
+            let found = match lookaside::signatures(store, image.reference, digest, sources).await {
+                Ok(found) => found,
+                Err(failure) => {
+                    failures.push(failure);
+                    continue;
+                }
+            };
+            for (place, message) in found {
                 match self.accept(image, &ring, &message, now) {
                     Ok(signer) => return Ok(format!("{place}, by key {signer}")),
                     Err(cause) => failures.push(Failure::Simple { place, cause }),
@@ -39,7 +47,6 @@ impl SignedBy {
             }
         }
         if failures.is_empty() {
-            let store = lookaside.store(image.reference).unwrap_or_default();
             failures.push(Failure::Unsigned(format!("in {store}")));
         }
         Err(failures)
@@ -168,6 +175,17 @@ mod tests {
         sources.lookaside.insert(place(&pulled.digest, 2), openpgp_message(&key.primary_key, &document));
         let refusal = check(&policy(&key), &pulled.image(), &sources).await.unwrap_err();
         assert!(refusal.contains(&format!("no signature was found in {STORE}")), "{refusal}");
+    }
+
+    #[tokio::test]
+    async fn a_store_that_refuses_to_answer_for_the_index_may_have_the_manifests_signature() {
+        let (key, pulled) = (openpgp_key(true, false), Pulled::new("registry.example/team/app:v1"));
+        let document = payload("registry.example/team/app:v1", &pulled.digest);
+        let mut sources = Memory { refused: vec![place(&pulled.index_digest, 1)], ..Memory::default() };
+        let refusal = check(&policy(&key), &pulled.image(), &sources).await.unwrap_err();
+        assert!(refusal.contains("signature-1 can't be had: the store answers 403"), "{refusal}");
+        sources.lookaside.insert(place(&pulled.digest, 1), openpgp_message(&key.primary_key, &document));
+        check(&policy(&key), &pulled.image(), &sources).await.unwrap();
     }
 
     #[tokio::test]

@@ -97,6 +97,7 @@ async fn real_simple_signatures_are_accepted_while_their_key_is_valid() {
     let folder = folder.join("simple-signing-scheme");
     let mut lookaside = HashMap::new();
     let archive = fs::File::open(folder.join("signatures.tar")).unwrap();
+    let archive = flate2::read::GzDecoder::new(archive);
     for entry in tar::Archive::new(archive).entries().unwrap() {
         let mut entry = entry.unwrap();
         let (path, mut bytes) = (entry.path().unwrap().display().to_string(), Vec::new());

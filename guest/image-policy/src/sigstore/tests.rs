@@ -5,6 +5,7 @@ use crate::error::Error;
 use crate::fixture::*;
 use crate::policy::Policy;
 use base64::prelude::{BASE64_STANDARD, Engine as _};
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 const NAME: &str = "registry.example/team/app";
@@ -303,6 +304,25 @@ async fn a_certificate_of_an_own_authority_is_checked_at_the_present_time() {
                 let refusal = refuse(requirement.clone(), &subject.single(), &sources).await;
                 assert!(refusal.contains(reason), "{refusal}");
             }
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_certificate_makes_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), place: prop::sample::Index, byte: u8) {
+        use rustls_pki_types::pem::PemObject as _;
+        static MADE: std::sync::OnceLock<Vec<u8>> = std::sync::OnceLock::new();
+        let made = MADE.get_or_init(|| {
+            let pem = Fulcio::new().certify(&Key::new(), email(SUBJECT), ISSUER, NOW);
+            CertificateDer::from_pem_slice(pem.as_bytes()).unwrap().to_vec()
+        });
+        let mut changed = made.clone();
+        changed[place.index(made.len())] = byte;
+        for certificate in [CertificateDer::from(bytes), CertificateDer::from(changed)] {
+            let _ = certificate::key(&certificate);
+            let _ = certificate::expect_identity(&certificate, ISSUER, SUBJECT);
+            let _ = certificate::expect_subject(&certificate, Some(SUBJECT), Some("host.example"));
         }
     }
 }
