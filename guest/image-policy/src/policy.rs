@@ -57,6 +57,13 @@ impl Policy {
         Ok(self)
     }
 
+    /// Whether no image needs a signature, because every list accepts anything or rejects.
+    pub fn needs_no_signature(&self) -> bool {
+        let docker = self.transports.0.get(DOCKER);
+        let lists = docker.into_iter().flat_map(|scopes| scopes.0.values()).chain([&self.default]);
+        lists.flatten().all(|it| matches!(it, Requirement::InsecureAcceptAnything {} | Requirement::Reject {}))
+    }
+
     /// The requirements for an image, and the place in the policy where they stand.
     pub(crate) fn requirements(&self, reference: &Reference) -> (String, &[Requirement]) {
         if let Some(docker) = self.transports.0.get(DOCKER) {
@@ -426,6 +433,18 @@ mod tests {
     fn a_policy_may_have_a_default_only() {
         let policy = Policy::parse(format!(r#"{{"default":{ACCEPT}}}"#).as_bytes()).unwrap();
         assert_eq!(scope_of(&policy, "a.io/x"), "the policy's default");
+    }
+
+    #[test]
+    fn a_policy_says_whether_any_image_needs_a_signature() {
+        let key = r#"[{"type":"sigstoreSigned","keyPath":"/k"}]"#;
+        for (docker, needs_none) in [
+            (format!(r#"{{"a.io":{ACCEPT},"b.io":{REJECT}}}"#), true),
+            (format!(r#"{{"a.io":{ACCEPT},"b.io":{key}}}"#), false),
+        ] {
+            assert_eq!(policy(&docker).needs_no_signature(), needs_none, "{docker}");
+        }
+        assert!(!Policy::parse(format!(r#"{{"default":{key}}}"#).as_bytes()).unwrap().needs_no_signature());
     }
 
     #[test]
