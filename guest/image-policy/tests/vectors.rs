@@ -9,8 +9,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use image_policy::{Document, Image, Policy, SignatureSources, SourceError};
 use oci_spec::image::{Descriptor, Digest};
+use serde_json::{Value, json};
 
 /// The folder of signatures; nothing, with the reason printed, where it isn't.
 fn vectors() -> Option<PathBuf> {
@@ -92,6 +94,23 @@ fn policies_and_stores_of_others_are_read() {
 }
 
 #[tokio::test]
+async fn public_keys_of_others_are_read_as_they_are_and_in_base64() {
+    let Some(folder) = vectors() else { return };
+    let sources = Sources { documents: HashMap::new(), lookaside: HashMap::new() };
+    for name in ["cosign1.pub", "cosign2.pub", "cosign3.pub", "nv.pub"] {
+        let pem = fs::read_to_string(folder.join("cosign").join(name)).unwrap();
+        for data in [BASE64_STANDARD.encode(&pem), pem] {
+            let policy = json!({"default": [{"type": "sigstoreSigned", "keyData": data}]});
+            let policy = Policy::parse(policy.to_string().as_bytes()).unwrap();
+            let digest = format!("sha256:{}", "0".repeat(64));
+            let refusal =
+                check(&policy, "registry.example/app", &digest, &sources, SystemTime::now()).await.unwrap_err();
+            assert!(refusal.contains("no signature was found beside the image"), "{name}: {refusal}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn real_simple_signatures_are_accepted_while_their_key_is_valid() {
     let Some(folder) = vectors() else { return };
     let folder = folder.join("simple-signing-scheme");
@@ -108,7 +127,7 @@ async fn real_simple_signatures_are_accepted_while_their_key_is_valid() {
     let sources =
         Sources { documents: HashMap::from([("/run/image-security/simple_signing/pubkey.gpg", keys)]), lookaside };
     let policy = fs::read(folder.join("security_policy.json")).unwrap();
-    let json: serde_json::Value = serde_json::from_slice(&policy).unwrap();
+    let json: Value = serde_json::from_slice(&policy).unwrap();
     let scopes = json["transports"]["docker"].as_object().unwrap();
     let repository = scopes.keys().min_by_key(|scope| scope.len()).unwrap();
     let policy = Policy::parse(&policy).unwrap();
