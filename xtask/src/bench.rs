@@ -21,3 +21,11 @@ pub fn trustee(arguments: &[&str]) -> Result<(), Error> {
     step("measuring");
     run(Command::new(build::program("bench-trustee")).args(arguments))
 }
+
+/// How images are pulled, against `skopeo` and `umoci` in the same run.
+pub fn image(arguments: &[&str]) -> Result<(), Error> {
+    packages::install()?;
+    build::programs()?;
+    step("measuring");
+    run(Command::new(build::program("bench-image")).args(arguments))
+}

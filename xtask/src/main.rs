@@ -21,6 +21,7 @@ fn main() -> ExitCode {
         ["test", "--full"] => test::run(true),
         ["bench", "boot"] => bench::boot(),
         ["bench", "trustee", ..] => bench::trustee(&words[2..]),
+        ["bench", "image", ..] => bench::image(&words[2..]),
         ["setup"] => packages::install(),
         _ => {
             eprintln!("{USAGE}");
@@ -90,4 +91,6 @@ usage: cargo xtask COMMAND
   bench boot    measure boot time and memory, as ratios of a bare boot
   bench trustee [--url URL --ca FILE --resource PATH]
                 measure handshakes, resources and memory of a Trustee, or of any server at a URL
+  bench image [--rounds N] [--case NAME] [--layout DIR]
+                measure image pulls: time, processor time and memory, as ratios of skopeo and umoci
   setup         install the distribution packages that the others need";
