@@ -1,4 +1,4 @@
-//! Who the guest is to a registry: credentials of a Docker `auth.json`, and challenges of RFC 7235.
+//! Who the guest is to a registry: accounts of a Docker or containers `auth.json`, and challenges of RFC 7235.
 
 use std::collections::HashMap;
 
@@ -9,64 +9,115 @@ use oci_spec::distribution::Reference;
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
-use crate::error::Error;
+/// Accounts by registry, or by registry and leading path.
+///
+/// Source: containers-auth.json(5) and Docker's `config.json`.
+#[derive(Default)]
+pub(crate) struct Credentials {
+    accounts: HashMap<String, Account>,
+    /// The helper that keeps the accounts of all registries that have none here.
+    store: Option<String>,
+}
 
-/// User names and passwords by registry or by registry and leading path.
-pub(crate) struct Credentials(HashMap<String, Login>);
-
-/// One account.
+/// What a registry knows the guest by.
 #[derive(Clone)]
-pub(crate) struct Login {
-    pub(crate) user: String,
-    pub(crate) password: Zeroizing<String>,
+pub(crate) enum Account {
+    /// User name and password.
+    Login { user: String, password: Zeroizing<String> },
+    /// What the token service exchanges for a token (OAuth2, `grant_type=refresh_token`).
+    Identity(Zeroizing<String>),
+    /// What is sent to the registry as it is.
+    Token(Zeroizing<String>),
+    /// Only the credential helper of this name knows it, and nothing of that kind can run inside a guest.
+    Helper(String),
 }
 
 impl Credentials {
-    /// Reads `{"auths": {"host[/path]": {"auth": base64("user:password")}}}`.
-    pub(crate) fn parse(auth_json: &[u8]) -> Result<Self, Error> {
-        #[derive(Deserialize)]
-        struct Document {
-            auths: HashMap<String, Entry>,
-        }
-        #[derive(Deserialize)]
-        struct Entry {
-            auth: Zeroizing<String>,
-        }
-        let refused = |cause: &str| Error::Config { cause: format!("registry credentials: {cause}") };
+    /// Reads `{"auths": {"host[/path]": {"auth": base64("user:password")}}}`, where an entry may have `username` and
+    /// `password`, an `identitytoken` or a `registrytoken` instead, and `credHelpers` and `credsStore` beside it.
+    ///
+    /// # Errors
+    /// What is wrong with the document, without a word of it but its registries' names.
+    pub(crate) fn parse(auth_json: &[u8]) -> Result<Self, String> {
         // The parser's own message could quote a password.
         let document: Document = serde_json::from_slice(auth_json)
-            .map_err(|_| refused("not an auth.json with an auth for each registry"))?;
-        let mut logins = HashMap::new();
+            .map_err(|_| "it is not an auth.json with an account for each registry".to_owned())?;
+        let mut accounts = HashMap::new();
+        let helpers = document.cred_helpers.into_iter().map(|(key, helper)| (key, Account::Helper(helper)));
+        let mut found: Vec<_> = helpers.collect();
         for (key, entry) in document.auths {
-            let decoded = STANDARD.decode(entry.auth.trim()).map(Zeroizing::new);
-            let login = decoded
-                .ok()
-                .and_then(|bytes| {
-                    std::str::from_utf8(&bytes).ok().and_then(|text| text.split_once(':')).map(Login::new)
-                })
-                .ok_or_else(|| refused(&format!("the auth of {key:?} is not base64 of user:password")))?;
-            logins.insert(normalised(&key).to_owned(), login);
+            match entry.account() {
+                Ok(Some(account)) => found.push((key, account)),
+                // What login tools leave behind for an account that a helper keeps.
+                Ok(None) => {}
+                Err(cause) => return Err(format!("the entry of {key:?} {cause}")),
+            }
         }
-        Ok(Self(logins))
+        // A key that is written as it is looked for counts before one that only means the same.
+        found.sort_by_cached_key(|(key, _)| (normalised(key) == *key, key.clone()));
+        for (key, account) in found {
+            accounts.insert(normalised(&key), account);
+        }
+        Ok(Self { accounts, store: document.creds_store.filter(|store| !store.is_empty()) })
     }
 
     /// The account for a repository: the longest matching path wins, then the host alone.
-    pub(crate) fn find(&self, reference: &Reference) -> Option<&Login> {
-        [reference.registry(), reference.resolve_registry()].into_iter().find_map(|host| {
-            let mut scope = format!("{host}/{}", reference.repository());
-            loop {
-                if let Some(login) = self.0.get(&scope) {
-                    return Some(login);
-                }
-                scope.truncate(scope.rfind('/')?);
+    pub(crate) fn find(&self, reference: &Reference) -> Option<Account> {
+        let mut scope = format!("{}/{}", canonical(reference.registry()), reference.repository());
+        loop {
+            if let Some(account) = self.accounts.get(&scope) {
+                return Some(account.clone());
             }
-        })
+            match scope.rfind('/') {
+                Some(end) => scope.truncate(end),
+                None => return self.store.clone().map(Account::Helper),
+            }
+        }
     }
 }
 
-impl Login {
-    fn new((user, password): (&str, &str)) -> Self {
-        Self { user: user.to_owned(), password: Zeroizing::new(password.trim_end_matches(['\r', '\n']).to_owned()) }
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Document {
+    #[serde(default)]
+    auths: HashMap<String, Entry>,
+    #[serde(default)]
+    cred_helpers: HashMap<String, String>,
+    creds_store: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+struct Entry {
+    auth: Option<Zeroizing<String>>,
+    username: Option<String>,
+    password: Option<Zeroizing<String>>,
+    identitytoken: Option<Zeroizing<String>>,
+    registrytoken: Option<Zeroizing<String>>,
+}
+
+impl Entry {
+    fn account(self) -> Result<Option<Account>, &'static str> {
+        let given = |secret: Option<Zeroizing<String>>| secret.filter(|secret| !secret.is_empty());
+        if let Some(token) = given(self.registrytoken) {
+            return Ok(Some(Account::Token(token)));
+        }
+        if let Some(token) = given(self.identitytoken) {
+            return Ok(Some(Account::Identity(token)));
+        }
+        if let Some(auth) = given(self.auth) {
+            let decoded = STANDARD.decode(auth.trim()).map(Zeroizing::new).map_err(|_| NOT_A_LOGIN)?;
+            let text = std::str::from_utf8(&decoded).map_err(|_| NOT_A_LOGIN)?;
+            let (user, password) = text.split_once(':').ok_or(NOT_A_LOGIN)?;
+            // `base64` of an `echo` without -n ends in a newline.
+            let password = Zeroizing::new(password.trim_end_matches(['\r', '\n', '\0']).to_owned());
+            return Ok(Some(Account::Login { user: user.to_owned(), password }));
+        }
+        match (self.username.filter(|user| !user.is_empty()), given(self.password)) {
+            (Some(user), Some(password)) => Ok(Some(Account::Login { user, password })),
+            (None, None) => Ok(None),
+            _ => Err("has a username or a password and not both"),
+        }
     }
 }
 
@@ -102,34 +153,128 @@ fn parameter(challenge: &ChallengeRef<'_>, name: &str) -> Option<String> {
     challenge.params.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.to_unescaped())
 }
 
-fn normalised(key: &str) -> &str {
-    let key = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);
-    key.trim_end_matches('/').trim_end_matches("/v1").trim_end_matches("/v2")
+/// A key as it is looked for. One with a scheme is a host's, whatever path an old tool put behind it.
+fn normalised(key: &str) -> String {
+    let stripped = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://"));
+    let place = match stripped {
+        Some(place) => place.split('/').next().unwrap_or_default(),
+        None => key.trim_end_matches('/').trim_end_matches("/v1").trim_end_matches("/v2"),
+    };
+    match place.split_once('/') {
+        Some((host, path)) => format!("{}/{path}", canonical(host)),
+        None => canonical(place).to_owned(),
+    }
 }
+
+/// Docker's hub has several names.
+fn canonical(host: &str) -> &str {
+    match host {
+        "index.docker.io" | "registry-1.docker.io" => "docker.io",
+        host => host,
+    }
+}
+
+const NOT_A_LOGIN: &str = "has an auth that is not base64 of user:password";
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use serde_json::{Value, json};
 
-    fn credentials(entries: &[(&str, &str)]) -> Credentials {
-        let auths: serde_json::Map<_, _> = entries
-            .iter()
-            .map(|(key, login)| ((*key).to_owned(), serde_json::json!({ "auth": STANDARD.encode(login) })))
-            .collect();
-        Credentials::parse(serde_json::json!({ "auths": auths }).to_string().as_bytes()).unwrap()
+    fn credentials(document: &Value) -> Credentials {
+        Credentials::parse(document.to_string().as_bytes()).unwrap()
+    }
+
+    fn logins(entries: &[(&str, &str)]) -> Credentials {
+        let auths: serde_json::Map<_, _> =
+            entries.iter().map(|(key, login)| ((*key).to_owned(), json!({ "auth": STANDARD.encode(login) }))).collect();
+        credentials(&json!({ "auths": auths }))
+    }
+
+    /// The account as text: nothing but a test may show it.
+    fn account(all: &Credentials, image: &str) -> String {
+        match all.find(&image.parse().unwrap()) {
+            Some(Account::Login { user, password }) => format!("{user}:{}", *password),
+            Some(Account::Identity(token)) => format!("identity {}", *token),
+            Some(Account::Token(token)) => format!("token {}", *token),
+            Some(Account::Helper(name)) => format!("helper {name}"),
+            None => String::new(),
+        }
     }
 
     #[test]
     fn the_longest_scope_wins_and_another_host_gets_nothing() {
-        let all = credentials(&[("r.example", "a:1"), ("r.example/team", "b:2"), ("https://s.example/v2/", "c:3\n")]);
-        let user = |image: &str| all.find(&image.parse().unwrap()).map(|login| login.user.clone());
-        assert_eq!(user("r.example/x:1"), Some("a".to_owned()));
-        assert_eq!(user("r.example/team/x:1"), Some("b".to_owned()));
-        assert_eq!(user("r.example/teamwork/x:1"), Some("a".to_owned()));
-        assert_eq!(user("s.example/x:1"), Some("c".to_owned()));
-        assert_eq!(user("t.example/r.example/x:1"), None);
-        assert_eq!(&*all.find(&"s.example/x".parse().unwrap()).unwrap().password, "3");
+        let all = logins(&[
+            ("r.example", "a:1"),
+            ("r.example/team", "b:2"),
+            ("r.example/team/x", "d:4"),
+            ("https://s.example/v2/", "c:3\n"),
+            ("s.example:5000", "e:5"),
+            ("t.example/v1/", "f:6\r\n\n"),
+            ("https://u.example/team/x", "g:7:8"),
+        ]);
+        for (image, expected) in [
+            ("r.example/x:1", "a:1"),
+            ("r.example/team/y:1", "b:2"),
+            ("r.example/team/x:1", "d:4"),
+            ("r.example/team/x/y", "d:4"),
+            ("r.example/teamwork/x:1", "a:1"),
+            ("s.example/x:1", "c:3"),
+            ("s.example:5000/x:1", "e:5"),
+            ("s.example:5001/x:1", ""),
+            ("t.example/x", "f:6"),
+            ("u.example/other", "g:7:8"),
+            ("v.example/r.example/x:1", ""),
+            ("xr.example/x", ""),
+        ] {
+            assert_eq!(account(&all, image), expected, "{image}");
+        }
+    }
+
+    #[test]
+    fn the_hub_is_known_by_all_its_names() {
+        for key in
+            ["docker.io", "index.docker.io", "registry-1.docker.io", "https://index.docker.io/v1/", "http://docker.io"]
+        {
+            assert_eq!(account(&logins(&[(key, "a:1")]), "busybox"), "a:1", "{key}");
+        }
+        let all = logins(&[
+            ("https://index.docker.io/v1/", "old:1"),
+            ("docker.io", "new:2"),
+            ("index.docker.io/team", "team:3"),
+            ("registry-1.docker.io", "other:4"),
+        ]);
+        assert_eq!((account(&all, "busybox"), account(&all, "team/x")), ("new:2".to_owned(), "team:3".to_owned()));
+    }
+
+    #[test]
+    fn an_account_has_many_forms() {
+        let all = credentials(&json!({
+            "auths": {
+                "a.example": { "username": "me", "password": "pw" },
+                "b.example": { "auth": STANDARD.encode("<token>:"), "identitytoken": "refresh" },
+                "c.example": { "registrytoken": "bearer" },
+                "d.example": {},
+                "e.example": { "auth": "" , "email": "me@example" },
+                "f.example": { "auth": STANDARD.encode("own:1") },
+            },
+            "credHelpers": { "d.example": "ecr-login", "f.example": "secretservice" },
+            "credsStore": "desktop", "HttpHeaders": {},
+        }));
+        for (image, expected) in [
+            ("a.example/x", "me:pw"),
+            ("b.example/x", "identity refresh"),
+            ("c.example/x", "token bearer"),
+            ("d.example/x", "helper ecr-login"),
+            ("e.example/x", "helper desktop"),
+            ("f.example/x", "own:1"),
+            ("g.example/x", "helper desktop"),
+        ] {
+            assert_eq!(account(&all, image), expected, "{image}");
+        }
+        assert_eq!(account(&credentials(&json!({ "auths": { "d.example": {} } })), "d.example/x"), "");
+        assert_eq!(account(&credentials(&json!({})), "d.example/x"), "");
     }
 
     #[test]
@@ -137,9 +282,11 @@ mod tests {
         for text in [
             r#"{"auths":{"r":{"auth":"c2VjcmV0"}}}"#,
             r#"{"auths":{"r":{"auth":"secret!"}}}"#,
+            r#"{"auths":{"r":{"password":"secret"}}}"#,
             r#"{"auths":{"r":"secret"}}"#,
+            r#"{"auths":{"r":{"identitytoken":["secret"]}}}"#,
         ] {
-            let error = Credentials::parse(text.as_bytes()).err().unwrap().to_string();
+            let error = Credentials::parse(text.as_bytes()).err().unwrap();
             assert!(!error.contains("secret") && !error.contains("c2Vj"), "{error}");
         }
     }
@@ -158,6 +305,12 @@ mod tests {
         #[test]
         fn no_header_makes_it_panic(header in "[ -~]{0,200}") {
             let _ = Challenge::pick([header.as_str()].into_iter());
+        }
+
+        #[test]
+        fn no_document_makes_it_panic(document in "\\PC{0,200}", key in "[a-z:/.v12]{0,20}") {
+            let _ = Credentials::parse(document.as_bytes());
+            let _ = normalised(&key);
         }
     }
 }

@@ -41,7 +41,11 @@ pub(crate) struct LayerSecrets {
     pub(crate) public: PublicOptions,
 }
 
-/// Gets a layer's secrets: packets are tried in the manifest's order, whatever their provider is named.
+/// Gets a layer's secrets: packets are tried in the order of their annotations' names, whatever their provider is
+/// called, until one opens.
+///
+/// # Errors
+/// What kept each of them from opening.
 pub(crate) async fn secrets(
     keys: &dyn LayerKeys,
     annotations: Option<&HashMap<String, String>>,
@@ -54,39 +58,62 @@ pub(crate) async fn secrets(
     let public = PublicOptions::from_annotation(public).map_err(|e| failure(e.to_string()))?;
 
     let mut refusals = Vec::new();
-    for packet in packets(annotations)? {
-        let options = match keys.unwrap(&packet).await {
-            Ok(options) => options,
-            Err(e) => {
-                refusals.push(e.to_string());
-                continue;
+    for (name, encoded) in packets(annotations)? {
+        match private_options(keys, encoded).await {
+            Ok(private) => return Ok(LayerSecrets { private, public }),
+            Err(PacketError::Unreadable(cause)) => {
+                refusals.push(format!("{name}: {cause}; next: encrypt the image again"))
             }
-        };
-        let private =
-            PrivateOptions::parse(&options).map_err(|e| failure(format!("{}: {e}", packet.kid().escape_debug())))?;
-        return Ok(LayerSecrets { private, public });
+            Err(PacketError::Key(e)) => refusals.push(e.to_string()),
+        }
     }
     Err(Failure::advised(Stage::Key, refusals.join("; or: ")))
 }
 
-fn packets(annotations: &HashMap<String, String>) -> Result<Vec<AnnotationPacket>, Failure> {
+/// Why one packet did not open.
+enum PacketError {
+    Unreadable(String),
+    Key(KeyError),
+}
+
+async fn private_options(keys: &dyn LayerKeys, encoded: &str) -> Result<PrivateOptions, PacketError> {
+    let json = STANDARD.decode(encoded).map_err(|_| PacketError::Unreadable("it is not base64".to_owned()))?;
+    let packet = AnnotationPacket::parse(&json).map_err(|e| PacketError::Unreadable(e.to_string()))?;
+    let options = keys.unwrap(&packet).await.map_err(PacketError::Key)?;
+    PrivateOptions::parse(&options)
+        .map_err(|e| PacketError::Unreadable(format!("what {} wraps: {e}", packet.kid().escape_debug())))
+}
+
+/// Every packet for a key provider, with its annotation's name.
+fn packets(annotations: &HashMap<String, String>) -> Result<Vec<(&str, &str)>, Failure> {
     let failure = |cause: String| Failure::new(Stage::Key, cause);
     let mut values: Vec<_> =
         annotations.iter().filter(|(name, _)| name.starts_with(PROVIDER_ANNOTATION_PREFIX)).collect();
     values.sort();
-    let mut packets = Vec::new();
-    for (name, value) in values {
-        for encoded in value.split(',').take(MAX_PACKETS) {
-            let json = STANDARD.decode(encoded.trim()).map_err(|_| failure(format!("{name} is not base64")))?;
-            packets.push(AnnotationPacket::parse(&json).map_err(|e| failure(e.to_string()))?);
-        }
+    let packets: Vec<(&str, &str)> = values
+        .into_iter()
+        .flat_map(|(name, value)| value.split(',').map(move |encoded| (name.as_str(), encoded.trim())))
+        .filter(|(_, encoded)| !encoded.is_empty())
+        .collect();
+    if packets.len() > MAX_PACKETS {
+        return Err(failure(format!("its key is wrapped more than {MAX_PACKETS} times")));
     }
-    match packets.is_empty() {
-        true => Err(failure(format!("no annotation {PROVIDER_ANNOTATION_PREFIX}* says where the layer's key is"))),
-        false => Ok(packets),
+    if packets.is_empty() {
+        let mut others: Vec<_> =
+            annotations.keys().filter_map(|name| name.strip_prefix(KEYS_ANNOTATION_PREFIX)).collect();
+        others.sort_unstable();
+        return Err(failure(match others.is_empty() {
+            true => format!("no annotation {PROVIDER_ANNOTATION_PREFIX}* says where the layer's key is"),
+            false => format!(
+                "its key is wrapped for {} alone, which takes a private key that no guest has, and not for a key provider",
+                others.join(", ").escape_debug()
+            ),
+        }));
     }
+    Ok(packets)
 }
 
+const KEYS_ANNOTATION_PREFIX: &str = "org.opencontainers.image.enc.keys.";
 /// Each packet may cost a request to Trustee.
 const MAX_PACKETS: usize = 16;
 
@@ -139,15 +166,38 @@ mod tests {
 
         let mut without = annotations(&[KEK]);
         without.retain(|name, _| name == PUBLIC_OPTIONS_ANNOTATION);
-        let text = outcome(without).await.unwrap_err().into_advice();
+        let text = outcome(without.clone()).await.unwrap_err().into_advice();
         assert!(
             text.contains("where the layer's key is")
                 && text.ends_with("; next: encrypt the image again for a key in Trustee"),
             "{text}"
         );
 
+        let mut foreign = without.clone();
+        foreign.retain(|name, _| name == PUBLIC_OPTIONS_ANNOTATION);
+        foreign.insert(format!("{KEYS_ANNOTATION_PREFIX}jwe"), "e30=".to_owned());
+        let text = outcome(foreign).await.unwrap_err().into_advice();
+        assert!(text.contains("wrapped for jwe alone"), "{text}");
+
         let mut without = annotations(&[KEK]);
         without.remove(PUBLIC_OPTIONS_ANNOTATION);
         assert!(outcome(without).await.unwrap_err().cause.contains("pubopts"));
+    }
+
+    #[tokio::test]
+    async fn a_packet_that_can_not_be_read_hides_no_other() {
+        let mut all = annotations(&[KEK]);
+        all.insert(format!("{PROVIDER_ANNOTATION_PREFIX}a-first"), "%%%,e30=".to_owned());
+        assert_eq!(outcome(all.clone()).await.unwrap(), "sha256:00");
+
+        all.insert(
+            format!("{PROVIDER_ANNOTATION_PREFIX}anyone"),
+            annotations(&[[1; 32]])[&format!("{PROVIDER_ANNOTATION_PREFIX}anyone")].clone(),
+        );
+        let text = outcome(all.clone()).await.unwrap_err().into_advice();
+        assert!(text.contains("a-first: it is not base64; next: ") && text.matches("; or: ").count() == 2, "{text}");
+
+        all.insert(format!("{PROVIDER_ANNOTATION_PREFIX}many"), "e30=,".repeat(MAX_PACKETS));
+        assert!(outcome(all).await.unwrap_err().cause.contains("more than 16 times"));
     }
 }

@@ -16,6 +16,19 @@ pub enum Error {
         /// The key and what is wrong with it.
         cause: String,
     },
+    /// A document that the configuration names can't be had or can't be used.
+    #[error("image configuration: {key} ({location}): {cause}")]
+    Document {
+        /// The key of `[image]`.
+        key: &'static str,
+        /// Where the document is.
+        location: String,
+        /// What is wrong, and the next step. No word of the document.
+        cause: String,
+    },
+    /// The signature policy refuses the image, or can't be used.
+    #[error(transparent)]
+    Policy(Box<image_policy::Error>),
     /// The image's name is not a reference.
     #[error(
         "image reference {reference:?} can't be used: {cause}; next: write it as registry/repository:tag or @digest"

@@ -1,14 +1,18 @@
 //! From an image's name to the one manifest that will run, and to what must be known about each of its layers.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use oci_spec::distribution::Reference;
-use oci_spec::image::{Arch, Descriptor, Digest, ImageConfiguration, ImageIndex, ImageManifest, Os};
+use oci_spec::image::{Descriptor, Digest, ImageConfiguration, ImageIndex, ImageManifest};
 use serde::Deserialize;
 
 use crate::digest;
 use crate::error::Error;
 use crate::media::LayerFormat;
-use crate::registry::{Document, MAX_DOCUMENT, Registry, RegistryError};
+use crate::platform::Platform;
+use crate::registries::{Candidates, Source};
+use crate::registry::{Document, MAX_DOCUMENT, Session};
 
 /// A reference with the manifest it stands for. The decision whether it may run belongs between this and the pull.
 #[derive(Clone, Debug)]
@@ -23,6 +27,9 @@ pub struct Resolved {
     pub manifest_bytes: Bytes,
     pub(crate) name: Reference,
     pub(crate) manifest: ImageManifest,
+    /// Where everything else of the image may come from; first, where the manifest came from.
+    pub(crate) from: Candidates,
+    pub(crate) session: Arc<Session>,
 }
 
 /// What the pipeline must know about a layer.
@@ -35,25 +42,39 @@ pub(crate) struct LayerPlan {
 }
 
 impl Resolved {
-    pub(crate) async fn resolve(registry: &Registry, reference: &str) -> Result<Self, Error> {
+    pub(crate) async fn resolve(session: Arc<Session>, reference: &str) -> Result<Self, Error> {
         let name: Reference = reference
             .parse()
             .map_err(|e| Error::Reference { reference: reference.to_owned(), cause: format!("{e}") })?;
+        // The parser lets digests pass that no bytes can have.
+        name.digest()
+            .map_or(Ok(()), |digest| digest.parse::<Digest>().map(drop))
+            .map_err(|e| Error::Reference { reference: name.whole(), cause: format!("{e}") })?;
         let unusable = |cause: String| Error::Manifest { reference: name.whole(), cause };
+        let failed = |source| Error::Registry { reference: name.whole(), stage: "manifest", source };
 
-        let version = name.digest().or(name.tag()).unwrap_or_default().to_owned();
-        let document = fetch(registry, &name, &version, name.digest()).await?;
+        let candidates = session.candidates(&name);
+        let asked = |source: &Source| source.reference.digest().map(str::to_owned);
+        let (source, document) = session
+            .first(&candidates, |source| {
+                session.manifest(source, source.reference.digest().or(source.reference.tag()).unwrap_or_default())
+            })
+            .await
+            .map_err(failed)?;
+        let found = asked(source).unwrap_or_else(|| digest::sha256(&document.bytes));
+        let from = candidates.starting_with(source);
         let (digest, index_digest, document) = match kind(&document).map_err(unusable)? {
-            Kind::Manifest => (digest_of(&document, name.digest()), None, document),
+            Kind::Manifest => (found, None, document),
             Kind::Index => {
                 let index: ImageIndex =
                     serde_json::from_slice(&document.bytes).map_err(|e| unusable(format!("not an index: {e}")))?;
-                let chosen = choose(index.manifests()).map_err(unusable)?.digest().to_string();
-                let manifest = fetch(registry, &name, &chosen, Some(&chosen)).await?;
+                let chosen = Platform::this().choose(index.manifests()).map_err(unusable)?.digest().to_string();
+                let manifest = session.first(&from, |source| session.manifest(source, &chosen)).await;
+                let (_, manifest) = manifest.map_err(failed)?;
                 if kind(&manifest).map_err(unusable)? != Kind::Manifest {
                     return Err(unusable(format!("the index names {chosen}, which is an index again")));
                 }
-                (chosen, Some(digest_of(&document, name.digest())), manifest)
+                (chosen, Some(found), manifest)
             }
         };
         let manifest: ImageManifest =
@@ -64,11 +85,12 @@ impl Resolved {
                 manifest.layers().len()
             )));
         }
-        Ok(Self { reference: name.whole(), digest, index_digest, manifest_bytes: document.bytes, name, manifest })
+        let (reference, manifest_bytes) = (name.whole(), document.bytes);
+        Ok(Self { reference, digest, index_digest, manifest_bytes, name, manifest, from, session })
     }
 
     /// Fetches and checks the image's configuration.
-    pub(crate) async fn configuration(&self, registry: &Registry) -> Result<ImageConfiguration, Error> {
+    pub(crate) async fn configuration(&self) -> Result<ImageConfiguration, Error> {
         let unusable = |cause: String| Error::Manifest { reference: self.reference.clone(), cause };
         let stage = "configuration";
         let failed = |source| Error::Registry { reference: self.reference.clone(), stage, source };
@@ -80,13 +102,14 @@ impl Resolved {
                 descriptor.size()
             )));
         }
-        let bytes = registry.document(&self.name, descriptor.digest()).await.map_err(failed)?;
-        digest::verify(&bytes, descriptor.digest())
-            .map_err(|cause| failed(RegistryError::Digest { registry: self.name.registry().to_owned(), cause }))?;
+        let session = &*self.session;
+        let found = session.first(&self.from, |source| session.document(source, descriptor.digest())).await;
+        let (_, bytes) = found.map_err(failed)?;
         let config: ImageConfiguration =
             serde_json::from_slice(&bytes).map_err(|e| unusable(format!("not an image configuration: {e}")))?;
-        if *config.os() != Os::Linux || *config.architecture() != Arch::Amd64 {
-            return Err(unusable(format!("it is for {}/{}, not for linux/amd64", config.os(), config.architecture())));
+        let platform = Platform::this();
+        if !platform.runs(config.os(), &config.architecture().to_string()) {
+            return Err(unusable(format!("it is for {}/{}, not for {platform}", config.os(), config.architecture())));
         }
         Ok(config)
     }
@@ -119,23 +142,6 @@ enum Kind {
     Index,
 }
 
-async fn fetch(registry: &Registry, name: &Reference, version: &str, digest: Option<&str>) -> Result<Document, Error> {
-    let failed = |source| Error::Registry { reference: name.whole(), stage: "manifest", source };
-    let document = registry.manifest(name, version).await.map_err(failed)?;
-    if let Some(digest) = digest {
-        let expected: Digest =
-            digest.parse().map_err(|e| Error::Reference { reference: name.whole(), cause: format!("{e}") })?;
-        digest::verify(&document.bytes, &expected)
-            .map_err(|cause| failed(RegistryError::Digest { registry: name.registry().to_owned(), cause }))?;
-    }
-    Ok(document)
-}
-
-/// The digest in the reference was checked, so it is kept; a tag gets the digest of what it led to.
-fn digest_of(document: &Document, asked: Option<&str>) -> String {
-    asked.map_or_else(|| digest::sha256(&document.bytes), str::to_owned)
-}
-
 /// Tells a manifest from an index. One that could be both is refused: two readers could see two images.
 fn kind(document: &Document) -> Result<Kind, String> {
     #[derive(Deserialize)]
@@ -165,17 +171,6 @@ fn kind(document: &Document) -> Result<Kind, String> {
     match (&kind, head.layers.is_some(), head.manifests.is_some()) {
         (Kind::Manifest, true, false) | (Kind::Index, false, true) => Ok(kind),
         _ => Err("its content does not fit its media type".to_owned()),
-    }
-}
-
-fn choose(manifests: &[Descriptor]) -> Result<&Descriptor, String> {
-    let fits = |entry: &&Descriptor| {
-        entry.platform().as_ref().is_some_and(|p| *p.os() == Os::Linux && *p.architecture() == Arch::Amd64)
-    };
-    match (manifests.iter().find(fits), manifests) {
-        (Some(entry), _) => Ok(entry),
-        (None, [only]) if only.platform().is_none() => Ok(only),
-        _ => Err("the index has no manifest for linux/amd64".to_owned()),
     }
 }
 
@@ -215,26 +210,6 @@ mod tests {
                 (actual, _) => panic!("{text} gave {actual:?}"),
             }
         }
-    }
-
-    #[test]
-    fn the_platform_decides_and_not_the_order() {
-        let entry = |digit: char, platform: &str| {
-            format!(
-                r#"{{"mediaType":"{MANIFEST}","size":1,"digest":"sha256:{}"{platform}}}"#,
-                digit.to_string().repeat(64)
-            )
-        };
-        let arm = entry('a', r#","platform":{"os":"linux","architecture":"arm64"}"#);
-        let amd = entry('b', r#","platform":{"os":"linux","architecture":"amd64"}"#);
-        let bare = entry('c', "");
-        let chosen = |entries: &[&String]| {
-            let list: Vec<_> = entries.iter().map(|text| serde_json::from_str(text).unwrap()).collect();
-            choose(&list).map(|entry: &Descriptor| entry.digest().digest()[..1].to_owned())
-        };
-        assert_eq!(chosen(&[&arm, &amd]), Ok("b".to_owned()));
-        assert_eq!(chosen(&[&bare]), Ok("c".to_owned()));
-        assert!(chosen(&[&arm, &bare]).is_err() && chosen(&[&arm]).is_err() && chosen(&[]).is_err());
     }
 
     proptest! {

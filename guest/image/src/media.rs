@@ -43,7 +43,8 @@ impl LayerFormat {
             | "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip" => (Content::Archive, Compression::Gzip),
             "application/vnd.oci.image.layer.v1.tar+zstd"
             | "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd"
-            | "application/vnd.docker.image.rootfs.diff.tar.zstd" => (Content::Archive, Compression::Zstd),
+            | "application/vnd.docker.image.rootfs.diff.tar.zstd"
+            | "application/vnd.docker.image.rootfs.foreign.diff.tar.zstd" => (Content::Archive, Compression::Zstd),
             "application/vnd.erofs.layer.v1" => (Content::Erofs, Compression::None),
             "application/vnd.erofs.layer.v1+zstd" => (Content::Erofs, Compression::Zstd),
             _ => return None,
@@ -58,22 +59,38 @@ mod tests {
 
     #[test]
     fn every_layer_type_is_known_with_and_without_encryption() {
-        for (media_type, compression, encrypted) in [
-            ("application/vnd.oci.image.layer.v1.tar", Compression::None, false),
-            ("application/vnd.oci.image.layer.v1.tar+gzip", Compression::Gzip, false),
-            ("application/vnd.oci.image.layer.v1.tar+zstd", Compression::Zstd, false),
-            ("application/vnd.docker.image.rootfs.diff.tar.gzip", Compression::Gzip, false),
-            ("application/vnd.oci.image.layer.v1.tar+encrypted", Compression::None, true),
-            ("application/vnd.oci.image.layer.v1.tar+gzip+encrypted", Compression::Gzip, true),
-            ("application/vnd.oci.image.layer.v1.tar+zstd+encrypted", Compression::Zstd, true),
-            ("application/vnd.docker.image.rootfs.diff.tar.gzip+encrypted", Compression::Gzip, true),
-        ] {
-            let expected = LayerFormat { content: Content::Archive, compression, encrypted };
-            assert_eq!(LayerFormat::from_media_type(media_type), Some(expected));
+        let oci = ["application/vnd.oci.image.layer.v1.tar", "application/vnd.oci.image.layer.nondistributable.v1.tar"];
+        let docker =
+            ["application/vnd.docker.image.rootfs.diff.tar", "application/vnd.docker.image.rootfs.foreign.diff.tar"];
+        for (kinds, separator) in [(oci, '+'), (docker, '.')] {
+            for kind in kinds {
+                for (suffix, compression) in
+                    [("", Compression::None), ("gzip", Compression::Gzip), ("zstd", Compression::Zstd)]
+                {
+                    let plain = if suffix.is_empty() { kind.to_owned() } else { format!("{kind}{separator}{suffix}") };
+                    for (media_type, encrypted) in [(plain.clone(), false), (format!("{plain}+encrypted"), true)] {
+                        let expected = LayerFormat { content: Content::Archive, compression, encrypted };
+                        assert_eq!(LayerFormat::from_media_type(&media_type), Some(expected), "{media_type}");
+                    }
+                }
+            }
         }
-        for media_type in
-            ["", "+encrypted", "application/vnd.in-toto+json", "application/vnd.oci.image.layer.v1.tar+xz"]
-        {
+        for (media_type, compression, encrypted) in [
+            ("application/vnd.erofs.layer.v1", Compression::None, false),
+            ("application/vnd.erofs.layer.v1+zstd", Compression::Zstd, false),
+            ("application/vnd.erofs.layer.v1+encrypted", Compression::None, true),
+        ] {
+            let expected = LayerFormat { content: Content::Erofs, compression, encrypted };
+            assert_eq!(LayerFormat::from_media_type(media_type), Some(expected), "{media_type}");
+        }
+        for media_type in [
+            "",
+            "+encrypted",
+            "application/vnd.in-toto+json",
+            "application/vnd.oci.image.layer.v1.tar+xz",
+            "application/vnd.oci.image.layer.v1.tar+encrypted+encrypted",
+            "application/vnd.docker.image.rootfs.diff.tar+gzip",
+        ] {
             assert_eq!(LayerFormat::from_media_type(media_type), None);
         }
     }

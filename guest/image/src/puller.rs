@@ -4,19 +4,23 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures::future::try_join_all;
+use image_policy::Policy;
 use oci_spec::image::ImageConfiguration;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::spawn_blocking;
 
 use crate::auth::Credentials;
 use crate::config::ImageConfig;
+use crate::documents::{Document, Documents, FilesAlone, Library};
 use crate::encryption::{self, LayerKeys};
 use crate::error::{Error, Failure, Stage};
 use crate::layer_dir::LayerDir;
 use crate::manifest::{LayerPlan, Resolved};
 use crate::overlay::Overlay;
 use crate::pipeline;
-use crate::registry::{Patience, Registry};
+use crate::registries::RegistryConfig;
+use crate::registry::{Clients, Patience, Session};
+use crate::signatures::Signatures;
 use crate::store::{Contents, Layer, Store};
 
 /// Pulls images and owns everything that they occupy in the work directory.
@@ -24,8 +28,9 @@ use crate::store::{Contents, Layer, Store};
 /// Pulls run side by side; two that need the same layer fetch it once. Dropping the puller releases all bundles.
 pub struct Puller {
     config: ImageConfig,
-    registry: Registry,
+    clients: Arc<Clients>,
     keys: Arc<dyn LayerKeys>,
+    library: Library,
     store: Store,
 }
 
@@ -50,40 +55,48 @@ pub struct Unpacked {
 }
 
 impl Puller {
-    /// Prepares the work directory and the registry client. No request is made yet.
+    /// A puller whose documents are files: a `kbs://` URI in the configuration fails when it is needed.
     ///
     /// # Errors
     /// [`Error::Config`] and [`Error::WorkDir`].
     pub fn new(config: ImageConfig, keys: Arc<dyn LayerKeys>) -> Result<Self, Error> {
-        Self::with_patience(config, keys, Patience::default())
+        Self::with_documents(config, keys, Arc::new(FilesAlone))
+    }
+
+    /// Prepares the work directory and the registry client. No request is made yet.
+    ///
+    /// # Errors
+    /// [`Error::Config`] and [`Error::WorkDir`].
+    pub fn with_documents(
+        config: ImageConfig,
+        keys: Arc<dyn LayerKeys>,
+        documents: Arc<dyn Documents>,
+    ) -> Result<Self, Error> {
+        Self::with_patience(config, keys, documents, Patience::default())
     }
 
     pub(crate) fn with_patience(
         config: ImageConfig,
         keys: Arc<dyn LayerKeys>,
+        documents: Arc<dyn Documents>,
         patience: Patience,
     ) -> Result<Self, Error> {
         config.validate()?;
-        let registry = Registry::new(&config, patience)?;
+        let clients = Arc::new(Clients::new(&config, patience)?);
         let store = Store::open(&config.work_dir)?;
-        Ok(Self { config, registry, keys, store })
+        Ok(Self { config, clients, keys, library: Library::new(documents), store })
     }
 
-    /// Sets the accounts of a Docker `auth.json`, in the place of any that were set before.
+    /// Finds the manifest that a reference stands for, at its registry or a mirror, through an index if need be.
+    ///
+    /// Accounts and mirrors are read anew, and stay with the result until it is pulled.
     ///
     /// # Errors
-    /// [`Error::Config`], without a word of the document.
-    pub fn set_credentials(&self, auth_json: &[u8]) -> Result<(), Error> {
-        self.registry.set_credentials(Credentials::parse(auth_json)?);
-        Ok(())
-    }
-
-    /// Finds the manifest that a reference stands for, through an index if need be.
-    ///
-    /// # Errors
-    /// [`Error::Reference`], [`Error::Registry`] and [`Error::Manifest`].
+    /// [`Error::Document`], [`Error::Reference`], [`Error::Registry`] and [`Error::Manifest`].
     pub async fn resolve(&self, reference: &str) -> Result<Resolved, Error> {
-        Resolved::resolve(&self.registry, reference).await
+        let (registries, credentials) = tokio::try_join!(self.registries(), self.credentials())?;
+        let session = Session::new(self.clients.clone(), registries, credentials);
+        Resolved::resolve(Arc::new(session), reference).await
     }
 
     /// Fetches, checks and unpacks the image, and mounts it at `rootfs` in `bundle`.
@@ -141,12 +154,46 @@ impl Puller {
         })
     }
 
-    async fn layers(&self, resolved: &Resolved) -> Result<(ImageConfiguration, Vec<Layer>), Error> {
-        if self.config.authenticated_registry_credentials_uri.is_some() && !self.registry.has_credentials() {
-            let cause = "authenticated_registry_credentials_uri was not fetched".to_owned();
-            return Err(Error::Config { cause });
+    async fn registries(&self) -> Result<RegistryConfig, Error> {
+        if let Some(inline) = &self.config.registry_config {
+            return Ok(inline.clone());
         }
-        let config = resolved.configuration(&self.registry).await?;
+        let uri = self.config.registry_configuration_uri.as_deref();
+        match self.library.read("registry_configuration_uri", uri).await? {
+            Some(document) => document.parse(RegistryConfig::from_bytes),
+            None => Ok(RegistryConfig::default()),
+        }
+    }
+
+    async fn credentials(&self) -> Result<Credentials, Error> {
+        let uri = self.config.authenticated_registry_credentials_uri.as_deref();
+        match self.library.read("authenticated_registry_credentials_uri", uri).await? {
+            Some(document) => document.parse(Credentials::parse),
+            None => Ok(Credentials::default()),
+        }
+    }
+
+    /// The signature policy as it is now: it counts also for what was pulled before.
+    async fn policy(&self) -> Result<Option<Policy>, Error> {
+        let config = &self.config;
+        let found = self.library.read("image_security_policy_uri", config.image_security_policy_uri.as_deref()).await?;
+        let inline = config.image_security_policy.as_deref().filter(|text| !text.is_empty());
+        let inline = inline.map(|text| Document::inline("image_security_policy", text));
+        let Some(policy) = found.or(inline) else { return Ok(None) };
+        let policy = policy.parse(Policy::parse)?;
+        let found = self.library.read("sigstore_config_uri", config.sigstore_config_uri.as_deref()).await?;
+        let inline = config.sigstore_config.as_deref().filter(|text| !text.is_empty());
+        match found.or(inline.map(|text| Document::inline("sigstore_config", text))) {
+            Some(stores) => stores.parse(|yaml| policy.with_lookaside(yaml)).map(Some),
+            None => Ok(Some(policy)),
+        }
+    }
+
+    async fn layers(&self, resolved: &Resolved) -> Result<(ImageConfiguration, Vec<Layer>), Error> {
+        if let Some(policy) = self.policy().await? {
+            Signatures { resolved, library: &self.library }.check(&policy).await?;
+        }
+        let config = resolved.configuration().await?;
         let plans = resolved.layers(&config)?;
         let permits = Semaphore::new(self.config.concurrency());
         let (working, mut idle) = mpsc::channel(1);
@@ -207,7 +254,7 @@ impl Puller {
             let plan = plan.clone();
             spawn_blocking(move || (pipeline::run(&plan, secrets, chunks, directory), working))
         };
-        let fetch = self.registry.blob(&resolved.name, plan.blob.digest(), plan.blob.size(), sink);
+        let fetch = resolved.session.blob(&resolved.from.sources, plan.blob.digest(), plan.blob.size(), sink);
         let (fetched, unpacked) = tokio::join!(fetch, work);
         // If the network failed, the pipeline only saw a short stream.
         fetched.map_err(|e| Failure::advised(Stage::Fetch, e))?;
@@ -224,8 +271,8 @@ fn stack(layers: &[Layer]) -> Vec<Layer> {
     layers.iter().enumerate().filter(again).map(|(_, layer)| layer.clone()).collect()
 }
 
-/// Chunks are what one read of the connection gave, some 16 KiB; so at most about this many times that wait in memory.
-const CHUNKS: usize = 32;
+/// A chunk is what one read of the connection gave: 16 KiB from afar, and up to 400 KiB from a registry that is close.
+const CHUNKS: usize = 2;
 
 #[cfg(test)]
 mod tests {

@@ -1,274 +1,208 @@
-//! The registry client: manifests and blobs by the OCI distribution API, with tokens, retries and resumed streams.
+//! The registry client: manifests and blobs by the OCI distribution API, from the first source that has them.
 //!
 //! Its own because the guest has no certificate store (TLS must start from given roots), and because every answer
 //! must be bounded, a stalled or broken stream must go on where it stopped, and a refusal must say why.
 
+mod access;
+mod blob;
+mod client;
 pub(crate) mod error;
 mod tls;
 
-use std::collections::{HashMap, HashSet};
-use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use oci_spec::distribution::Reference;
 use oci_spec::image::Digest;
-use reqwest::header::{ACCEPT, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, RANGE, WWW_AUTHENTICATE};
-use reqwest::redirect::{Action, Attempt};
-use reqwest::{Client, Response, StatusCode, Url};
-use serde::Deserialize;
-use tokio::sync::mpsc;
-use zeroize::Zeroizing;
+use reqwest::header::{ACCEPT, CONTENT_TYPE, DATE, HeaderMap, HeaderName, RETRY_AFTER};
+use reqwest::{Response, StatusCode};
 
-use crate::auth::{Challenge, Credentials, Login};
-use crate::config::ImageConfig;
-use crate::error::Error;
+use crate::auth::Credentials;
+use crate::digest;
+use crate::registries::{Candidates, RegistryConfig, Source};
 
+use access::Authorization;
+pub(crate) use client::{Clients, Patience};
 pub use error::RegistryError;
-use error::{causes, explanation};
+use error::{Attempt, causes, explanation};
 
-/// Speaks to all registries that images come from.
-pub(crate) struct Registry {
-    secure: Client,
-    plain: Client,
-    insecure: HashSet<String>,
-    credentials: RwLock<Option<Arc<Credentials>>>,
+/// Speaks to registries for one pull: with the accounts, mirrors and tokens of that pull and of no other.
+pub(crate) struct Session {
+    clients: Arc<Clients>,
+    registries: RegistryConfig,
+    credentials: Credentials,
     authorizations: Mutex<HashMap<(String, String), Authorization>>,
-    patience: Patience,
-}
-
-/// How long a registry may keep the guest waiting.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Patience {
-    pub(crate) connect: Duration,
-    /// The longest silence on an open connection.
-    pub(crate) stall: Duration,
-    /// The pause after the first failure; each further one is four times as long.
-    pub(crate) backoff: Duration,
-}
-
-impl Default for Patience {
-    fn default() -> Self {
-        Self { connect: Duration::from_secs(10), stall: Duration::from_secs(30), backoff: Duration::from_millis(200) }
-    }
+    /// How an insecure registry is spoken to, once it has answered.
+    schemes: Mutex<HashMap<String, &'static str>>,
 }
 
 /// A document with its claimed type.
+#[derive(Clone, Debug)]
 pub(crate) struct Document {
     pub(crate) media_type: String,
     pub(crate) bytes: Bytes,
 }
 
-impl Registry {
-    pub(crate) fn new(config: &ImageConfig, patience: Patience) -> Result<Self, Error> {
-        let tls = tls::client_config(&config.extra_root_certificates)?;
-        let client = |https_only| {
-            Client::builder()
-                .tls_backend_preconfigured(tls.clone())
-                .https_only(https_only)
-                .no_proxy()
-                .connect_timeout(patience.connect)
-                .read_timeout(patience.stall)
-                .redirect(reqwest::redirect::Policy::custom(redirect))
-                .user_agent(concat!("cocoon/", env!("CARGO_PKG_VERSION")))
-                .build()
-                .map_err(|e| Error::Config { cause: format!("the HTTP client can't be built: {}", causes(&e)) })
-        };
-        let insecure = config.registry_config.registry.iter().filter(|entry| entry.insecure);
-        Ok(Self {
-            secure: client(true)?,
-            plain: client(false)?,
-            insecure: insecure.map(|entry| entry.location.clone()).collect(),
-            credentials: RwLock::default(),
-            authorizations: Mutex::default(),
-            patience,
-        })
+impl Session {
+    pub(crate) fn new(clients: Arc<Clients>, registries: RegistryConfig, credentials: Credentials) -> Self {
+        let (authorizations, schemes) = (Mutex::default(), Mutex::default());
+        Self { clients, registries, credentials, authorizations, schemes }
     }
 
-    pub(crate) fn set_credentials(&self, credentials: Credentials) {
-        *self.credentials.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(credentials));
-        self.authorizations.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    /// Where an image may come from.
+    pub(crate) fn candidates(&self, reference: &Reference) -> Candidates {
+        self.registries.candidates(reference)
     }
 
-    pub(crate) fn has_credentials(&self) -> bool {
-        self.credentials.read().unwrap_or_else(PoisonError::into_inner).is_some()
-    }
-
-    /// Fetches a manifest or index by tag or digest. Its digest is for the caller to check.
-    pub(crate) async fn manifest(&self, reference: &Reference, version: &str) -> Result<Document, RegistryError> {
-        let (path, headers) = (format!("manifests/{version}"), [(ACCEPT.as_str(), MANIFEST_TYPES)]);
-        self.patiently(|| self.fetch(reference, &path, &headers)).await
-    }
-
-    /// Fetches a blob of at most [`MAX_DOCUMENT`] bytes into memory. Its digest is for the caller to check.
-    pub(crate) async fn document(&self, reference: &Reference, digest: &Digest) -> Result<Bytes, RegistryError> {
-        let path = format!("blobs/{digest}");
-        Ok(self.patiently(|| self.fetch(reference, &path, &[])).await?.bytes)
-    }
-
-    /// Streams exactly `size` bytes of a blob into `sink`, resuming where a stream broke.
+    /// Asks each source in turn, and those that may do better next time again after a pause.
     ///
-    /// Returns early and without an error once nobody reads from `sink` any more.
-    pub(crate) async fn blob(
+    /// # Errors
+    /// What each of them said last, behind what the configuration refuses.
+    pub(crate) async fn first<'a, T, F>(
         &self,
-        reference: &Reference,
-        digest: &Digest,
-        size: u64,
-        sink: mpsc::Sender<Bytes>,
-    ) -> Result<(), RegistryError> {
-        let mut offset = 0;
-        let mut failures = 0;
-        let mut mark = 0;
-        loop {
-            let Err(error) = self.stream(reference, digest, size, &mut offset, &sink).await else { return Ok(()) };
-            // A stream that got on deserves new patience; one that only dribbles does not.
-            if offset - mark >= PROGRESS {
-                failures = 0;
+        candidates: &'a Candidates,
+        ask: impl Fn(&'a Source) -> F,
+    ) -> Result<(&'a Source, T), RegistryError>
+    where
+        F: Future<Output = Result<T, RegistryError>>,
+    {
+        let mut said: Vec<Option<RegistryError>> = vec![None; candidates.sources.len()];
+        for round in 1..=TRIES {
+            for (source, last) in candidates.sources.iter().zip(&mut said) {
+                if last.as_ref().is_none_or(RegistryError::is_transient) {
+                    match ask(source).await {
+                        Ok(answer) => return Ok((source, answer)),
+                        Err(error) => *last = Some(error),
+                    }
+                }
             }
-            (mark, failures) = (offset, failures + 1);
-            if failures >= TRIES || !error.is_transient() {
-                return Err(error);
+            let hopeful = || said.iter().flatten().filter(|error| error.is_transient());
+            if round == TRIES || hopeful().next().is_none() {
+                break;
             }
-            tracing::warn!(blob = %digest, offset, %error, "blob stream broke, resuming");
-            tokio::time::sleep(self.pause(failures)).await;
+            hopeful().for_each(|error| tracing::warn!(%error, round, "registry request failed, trying again"));
+            let asked = hopeful().filter_map(RegistryError::retry_after).min();
+            tokio::time::sleep(self.clients.patience.pause(round, asked)).await;
+        }
+        let told = candidates.sources.iter().zip(said);
+        let told = told.filter_map(|(source, said)| Some(Attempt { source: source.reference.whole(), cause: said? }));
+        Err(RegistryError::of(candidates.refused.iter().cloned().chain(told).collect()))
+    }
+
+    /// Fetches a manifest or index by tag or digest; one asked for by digest has that digest.
+    pub(crate) async fn manifest(&self, source: &Source, version: &str) -> Result<Document, RegistryError> {
+        let document = self.fetch(source, &format!("manifests/{version}"), &[(ACCEPT, MANIFEST_TYPES)]).await?;
+        if !version.contains(':') {
+            return Ok(document);
+        }
+        match version.parse() {
+            Ok(digest) => self.check(source, &document.bytes, &digest).map(|()| document),
+            Err(e) => Err(RegistryError::Name { cause: format!("{version:?}: {e}") }),
+        }
+    }
+
+    /// Fetches a blob of at most [`MAX_DOCUMENT`] bytes into memory, with the digest that was asked for.
+    pub(crate) async fn document(&self, source: &Source, digest: &Digest) -> Result<Bytes, RegistryError> {
+        let bytes = self.fetch(source, &format!("blobs/{digest}"), &[]).await?.bytes;
+        self.check(source, &bytes, digest).map(|()| bytes)
+    }
+
+    /// Fetches any other document below the repository.
+    pub(crate) async fn other(&self, source: &Source, path: &str, accept: &str) -> Result<Document, RegistryError> {
+        self.fetch(source, path, &[(ACCEPT, accept)]).await
+    }
+
+    /// Fetches a document that lies on a web server and not in a registry; nothing if there is none.
+    pub(crate) async fn web(&self, url: &str) -> Result<Option<Bytes>, RegistryError> {
+        let host = reqwest::Url::parse(url).ok().and_then(|url| url.host_str().map(str::to_owned)).unwrap_or_default();
+        // What errors name is a reference's registry.
+        let place = Reference::with_tag(host, String::new(), String::new());
+        let client = if url.starts_with("http://") { &self.clients.unverified } else { &self.clients.verified };
+        let response = client.get(url).send().await.map_err(|e| self.classify(&place, e))?;
+        match self.accept(&place, response).await {
+            Ok(response) => self.bounded(&place, response, MAX_DOCUMENT).await.map(Some),
+            Err(RegistryError::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn check(&self, source: &Source, bytes: &[u8], digest: &Digest) -> Result<(), RegistryError> {
+        let registry = source.reference.registry().to_owned();
+        match digest::supported(digest) {
+            true => digest::verify(bytes, digest).map_err(|cause| RegistryError::Digest { registry, cause }),
+            false => Err(RegistryError::Digest { registry, cause: format!("{digest} is of an unknown algorithm") }),
         }
     }
 
     async fn fetch(
         &self,
-        reference: &Reference,
+        source: &Source,
         path: &str,
-        headers: &[(&str, &str)],
+        headers: &[(HeaderName, &str)],
     ) -> Result<Document, RegistryError> {
-        let response = self.get(reference, path, headers).await?;
-        let media_type = header(response.headers(), CONTENT_TYPE.as_str()).unwrap_or_default();
+        let response = self.get(source, path, headers).await?;
+        let media_type = header(response.headers(), &CONTENT_TYPE).unwrap_or_default();
         let media_type = media_type.split(';').next().unwrap_or_default().trim().to_owned();
-        Ok(Document { media_type, bytes: self.bounded(reference, response, MAX_DOCUMENT).await? })
+        Ok(Document { media_type, bytes: self.bounded(&source.reference, response, MAX_DOCUMENT).await? })
     }
 
-    async fn stream(
-        &self,
-        reference: &Reference,
-        digest: &Digest,
-        size: u64,
-        offset: &mut u64,
-        sink: &mpsc::Sender<Bytes>,
-    ) -> Result<(), RegistryError> {
-        let registry = || reference.registry().to_owned();
-        let range = format!("bytes={offset}-");
-        let headers: &[_] = if *offset > 0 { &[(RANGE.as_str(), range.as_str())] } else { &[] };
-        let mut response = self.get(reference, &format!("blobs/{digest}"), headers).await?;
-
-        let mut skip = 0;
-        if response.status() == StatusCode::PARTIAL_CONTENT {
-            let start = header(response.headers(), CONTENT_RANGE.as_str()).and_then(range_start);
-            if start != Some(*offset) {
-                return Err(RegistryError::Range { registry: registry() });
-            }
-        } else {
-            skip = *offset;
-        }
-
-        while let Some(mut chunk) = response.chunk().await.map_err(|e| self.classify(reference, e))? {
-            if skip > 0 {
-                let count = skip.min(chunk.len() as u64);
-                skip -= count;
-                drop(chunk.split_to(count as usize));
-            }
-            *offset += chunk.len() as u64;
-            if *offset > size {
-                return Err(RegistryError::TooLong { registry: registry(), limit: size });
-            }
-            if !chunk.is_empty() && sink.send(chunk).await.is_err() {
-                return Ok(());
-            }
-        }
-        match *offset == size {
-            true => Ok(()),
-            false => Err(RegistryError::Broken {
-                registry: registry(),
-                cause: format!("the stream ended after {offset} of {size} bytes"),
-            }),
-        }
-    }
-
-    /// One GET below the repository, with a new token if the registry asks for one.
+    /// One GET below the repository. An insecure registry is tried with TLS and then without.
     async fn get(
         &self,
-        reference: &Reference,
+        source: &Source,
         path: &str,
-        headers: &[(&str, &str)],
+        headers: &[(HeaderName, &str)],
     ) -> Result<Response, RegistryError> {
-        let host = reference.resolve_registry();
-        let (client, scheme) =
-            if self.insecure.contains(host) { (&self.plain, "http") } else { (&self.secure, "https") };
-        let url = format!("{scheme}://{host}/v2/{}/{path}", reference.repository());
-        let scope = (host.to_owned(), reference.repository().to_owned());
+        if !source.insecure {
+            return self.get_by("https", source, path, headers).await;
+        }
+        let host = source.reference.registry();
+        let known = self.schemes.lock().unwrap_or_else(PoisonError::into_inner).get(host).copied();
+        if let Some(scheme) = known {
+            return self.get_by(scheme, source, path, headers).await;
+        }
+        let (scheme, outcome) = match self.get_by("https", source, path, headers).await {
+            Err(RegistryError::Unreachable { .. }) => ("http", self.get_by("http", source, path, headers).await),
+            outcome => ("https", outcome),
+        };
+        if !matches!(outcome, Err(RegistryError::Unreachable { .. })) {
+            self.schemes.lock().unwrap_or_else(PoisonError::into_inner).insert(host.to_owned(), scheme);
+        }
+        outcome
+    }
 
-        let mut authorization = self.authorizations.lock().unwrap_or_else(PoisonError::into_inner).get(&scope).cloned();
+    /// Gets a new token if the registry asks for one.
+    async fn get_by(
+        &self,
+        scheme: &str,
+        source: &Source,
+        path: &str,
+        headers: &[(HeaderName, &str)],
+    ) -> Result<Response, RegistryError> {
+        let reference = &source.reference;
+        let client = if source.insecure { &self.clients.unverified } else { &self.clients.verified };
+        let url = format!("{scheme}://{}/v2/{}/{path}", reference.resolve_registry(), reference.repository());
+
+        let mut authorization = self.authorization(source);
         let mut asked = false;
         loop {
             let mut request = client.get(&url);
             for (name, value) in headers {
-                request = request.header(*name, *value);
+                request = request.header(name, *value);
             }
-            request = match &authorization {
-                Some(Authorization::Token(token)) => request.bearer_auth(token.as_str()),
-                Some(Authorization::Login(login)) => request.basic_auth(&login.user, Some(login.password.as_str())),
-                None => request,
-            };
+            if let Some(authorization) = &authorization {
+                request = authorization.apply(request);
+            }
             let response = request.send().await.map_err(|e| self.classify(reference, e))?;
             if response.status() != StatusCode::UNAUTHORIZED || asked {
-                return self.accept(reference, response).await;
+                return self.accept(reference, response).await.map_err(|e| self.explained(source, e));
             }
             asked = true;
-            let fresh = self.authorize(client, reference, &response).await?;
-            self.authorizations.lock().unwrap_or_else(PoisonError::into_inner).insert(scope.clone(), fresh.clone());
-            authorization = Some(fresh);
-        }
-    }
-
-    /// Answers a 401: fetches a token, anonymously if there are no credentials, or falls back to the password.
-    async fn authorize(
-        &self,
-        client: &Client,
-        reference: &Reference,
-        response: &Response,
-    ) -> Result<Authorization, RegistryError> {
-        let denied = |cause: String| RegistryError::Denied { registry: reference.registry().to_owned(), cause };
-        let credentials = self.credentials.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let login = credentials.as_ref().and_then(|credentials| credentials.find(reference));
-        let challenges = response.headers().get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());
-        match Challenge::pick(challenges) {
-            Some(Challenge::Bearer { realm, service }) => {
-                let mut url =
-                    Url::parse(&realm).map_err(|_| denied(format!("its token service {realm:?} is not a URL")))?;
-                if is_inside(&url) && !is_inside(response.url()) {
-                    return Err(denied(format!("its token service {realm:?} would be inside the guest")));
-                }
-                url.query_pairs_mut()
-                    .extend_pairs(service.map(|service| ("service", service)))
-                    .append_pair("scope", &format!("repository:{}:pull", reference.repository()));
-                let mut request = client.get(url);
-                if let Some(login) = login {
-                    request = request.basic_auth(&login.user, Some(login.password.as_str()));
-                }
-                let response = request.send().await.map_err(|e| self.classify(reference, e))?;
-                let response = self.accept(reference, response).await?;
-                let bytes = self.bounded(reference, response, MAX_TOKEN).await?;
-                let token: TokenResponse = serde_json::from_slice(&bytes)
-                    .map_err(|_| denied("its token service answered no token".to_owned()))?;
-                let token = token.token.or(token.access_token);
-                token
-                    .map(|token| Authorization::Token(Arc::new(token)))
-                    .ok_or_else(|| denied("no token was given".to_owned()))
-            }
-            Some(Challenge::Basic) => login
-                .cloned()
-                .map(Authorization::Login)
-                .ok_or_else(|| denied("it wants a password and none is configured for it".to_owned())),
-            None => Err(denied("it asks for a kind of authentication that is not supported".to_owned())),
+            let fresh = self.authorize(source, &response).await;
+            authorization = Some(fresh.map_err(|e| self.explained(source, e))?);
         }
     }
 
@@ -278,15 +212,17 @@ impl Registry {
         if status.is_success() {
             return Ok(response);
         }
-        let url = response.url().path().to_owned();
-        let body = self.bounded(reference, response, MAX_TOKEN).await.unwrap_or_default();
+        let path = response.url().path().to_owned();
+        let retry_after = retry_after(response.headers());
+        let body = self.bounded(reference, response, MAX_REFUSAL).await.unwrap_or_default();
         let cause = format!("{status}{}", explanation(&body));
         Err(match status {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => RegistryError::Denied { registry, cause },
-            StatusCode::NOT_FOUND => RegistryError::NotFound { registry, path: url },
-            status if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS => {
-                RegistryError::Broken { registry, cause }
+            StatusCode::NOT_FOUND => RegistryError::NotFound { registry, path },
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
+                RegistryError::Busy { registry, cause, retry_after }
             }
+            status if status.is_server_error() => RegistryError::Broken { registry, cause },
             _ => RegistryError::Refused { registry, cause },
         })
     }
@@ -302,33 +238,12 @@ impl Registry {
         Ok(body.freeze())
     }
 
-    async fn patiently<T, F: Future<Output = Result<T, RegistryError>>>(
-        &self,
-        attempt: impl Fn() -> F,
-    ) -> Result<T, RegistryError> {
-        let mut failures = 0;
-        loop {
-            match attempt().await {
-                Err(error) if error.is_transient() && failures + 1 < TRIES => {
-                    failures += 1;
-                    tracing::warn!(%error, failures, "registry request failed, trying again");
-                    tokio::time::sleep(self.pause(failures)).await;
-                }
-                outcome => return outcome,
-            }
-        }
-    }
-
-    fn pause(&self, failures: u32) -> Duration {
-        self.patience.backoff * 4_u32.pow(failures.saturating_sub(1).min(4))
-    }
-
     fn classify(&self, reference: &Reference, error: reqwest::Error) -> RegistryError {
         let registry = reference.registry().to_owned();
         // A redirect's URL may carry a signature.
         let error = error.without_url();
         if error.is_timeout() && !error.is_connect() {
-            RegistryError::Stalled { registry, seconds: self.patience.stall.as_secs_f32() }
+            RegistryError::Stalled { registry, seconds: self.clients.patience.stall.as_secs_f32() }
         } else if error.is_connect() {
             RegistryError::Unreachable { registry, cause: causes(&error) }
         } else if error.is_redirect() || error.is_builder() {
@@ -339,80 +254,54 @@ impl Registry {
     }
 }
 
-#[derive(Clone)]
-enum Authorization {
-    Token(Arc<Zeroizing<String>>),
-    Login(Login),
-}
-
-#[derive(Deserialize)]
-struct TokenResponse {
-    token: Option<Zeroizing<String>>,
-    access_token: Option<Zeroizing<String>>,
-}
-
-/// Follows redirects, but not into the guest: there, a secret could be read as a manifest or a token.
-fn redirect(attempt: Attempt<'_>) -> Action {
-    let inside = is_inside(attempt.url()) && !attempt.previous().first().is_some_and(is_inside);
-    match attempt.previous().len() {
-        _ if inside => attempt.error("the redirect leads into the guest"),
-        0..=MAX_REDIRECTS => attempt.follow(),
-        _ => attempt.error("there are too many redirects"),
+/// Neither accounts nor tokens.
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session").field("registries", &self.registries).finish_non_exhaustive()
     }
 }
 
-/// Whether a URL's host is this machine, as far as its name tells.
-fn is_inside(url: &Url) -> bool {
-    let host = url.host_str().unwrap_or_default().trim_end_matches('.');
-    let ip = host.trim_matches(['[', ']']).parse::<IpAddr>().map(|ip| ip.to_canonical());
-    host == "localhost" || host.ends_with(".localhost") || ip.is_ok_and(|ip| ip.is_loopback() || ip.is_unspecified())
-}
-
-fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+fn header<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
 }
 
-/// The first byte's place in a `Content-Range` such as `bytes 100-199/200`.
-fn range_start(value: &str) -> Option<u64> {
-    value.trim().strip_prefix("bytes ")?.split('-').next()?.trim().parse().ok()
+/// How long a registry wants to be left alone: seconds, or a date, which is compared with the answer's own.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let value = header(headers, &RETRY_AFTER)?.trim();
+    if let Ok(seconds) = value.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let until = httpdate::parse_http_date(value).ok()?;
+    until.duration_since(httpdate::parse_http_date(header(headers, &DATE)?).ok()?).ok()
 }
 
 const MANIFEST_TYPES: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
      application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json";
 /// The distribution specification asks registries to accept manifests of up to 4 MiB.
 pub(crate) const MAX_DOCUMENT: u64 = 4 << 20;
-const MAX_TOKEN: u64 = 256 << 10;
-const MAX_REDIRECTS: usize = 5;
-const TRIES: u32 = 3;
-const PROGRESS: u64 = 1 << 20;
+const MAX_REFUSAL: u64 = 256 << 10;
+/// With the default pauses of 0.2, 0.8, 3.2 and 12.8 seconds between them.
+const TRIES: u32 = 5;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_range_starts_where_it_says() {
-        assert_eq!(range_start("bytes 100-199/200"), Some(100));
-        assert_eq!(range_start("bytes 0-0/*"), Some(0));
-        assert_eq!(range_start("bytes */200"), None);
-        assert_eq!(range_start("100-199"), None);
-    }
-
-    #[test]
-    fn what_is_inside_the_guest_is_known_by_its_name() {
-        for (url, inside) in [
-            ("http://127.0.0.1:8006/cdh/resource/default/key/1", true),
-            ("http://127.1/", true),
-            ("http://0.0.0.0/", true),
-            ("http://LOCALHOST./", true),
-            ("http://a.localhost/", true),
-            ("http://[::1]/", true),
-            ("http://[::ffff:127.0.0.1]/", true),
-            ("https://registry.example/", false),
-            ("https://10.0.2.2:5000/", false),
-            ("https://[fd00::1]/", false),
+    fn a_date_to_wait_for_is_counted_from_the_answers_own() {
+        let headers = |pairs: &[(HeaderName, &str)]| {
+            pairs.iter().map(|(name, value)| (name.clone(), value.parse().unwrap())).collect::<HeaderMap>()
+        };
+        let date = (DATE, "Sat, 28 Nov 2026 10:00:00 GMT");
+        for (pairs, expected) in [
+            (&[(RETRY_AFTER, "7")][..], Some(7)),
+            (&[date.clone(), (RETRY_AFTER, "Sat, 28 Nov 2026 10:01:30 GMT")], Some(90)),
+            (&[date.clone(), (RETRY_AFTER, "Sat, 28 Nov 2026 09:00:00 GMT")], None),
+            (&[(RETRY_AFTER, "Sat, 28 Nov 2026 10:01:30 GMT")], None),
+            (&[date, (RETRY_AFTER, "-1")], None),
+            (&[], None),
         ] {
-            assert_eq!(is_inside(&Url::parse(url).unwrap()), inside, "{url}");
+            assert_eq!(retry_after(&headers(pairs)), expected.map(Duration::from_secs));
         }
     }
 }

@@ -1,14 +1,16 @@
 //! What a registry's refusal says: who, why, and what to do.
 
 use std::error::Error as StdError;
+use std::fmt;
+use std::time::Duration;
 
 /// Why a registry did not deliver.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum RegistryError {
     /// No connection, or no trusted one.
     #[error(
-        "registry {registry} can't be reached: {cause}; next: check its name, the guest's network, and \
-         extra_root_certificates if its certificate is a private one"
+        "registry {registry} can't be reached: {cause}; next: check its name, the guest's network and image_pull_proxy, \
+         and extra_root_certificates if its certificate is a private one"
     )]
     Unreachable {
         /// Host and port.
@@ -33,6 +35,16 @@ pub enum RegistryError {
         registry: String,
         /// What happened.
         cause: String,
+    },
+    /// The registry wants to be asked later.
+    #[error("registry {registry} is busy: {cause}; next: try again later, or sign in for a higher limit")]
+    Busy {
+        /// Host and port.
+        registry: String,
+        /// What it said.
+        cause: String,
+        /// When it wants to be asked again, counted from its answer.
+        retry_after: Option<Duration>,
     },
     /// The registry wants other credentials.
     #[error("registry {registry} denies access: {cause}; next: check authenticated_registry_credentials_uri")]
@@ -82,13 +94,83 @@ pub enum RegistryError {
         /// The digests.
         cause: String,
     },
+    /// The configuration forbids it.
+    #[error("the registry {rule:?} is blocked; next: pull the image from another registry, or change registry_config")]
+    Blocked {
+        /// The rule's prefix.
+        rule: String,
+    },
+    /// The configuration makes a name of it that is none.
+    #[error("registry_config gives it no usable name: {cause}; next: change the rule's location")]
+    Name {
+        /// What is wrong with the name.
+        cause: String,
+    },
+    /// The configuration has no place for it.
+    #[error("registry_config has an empty list of unqualified-search-registries; next: add docker.io to it")]
+    Nowhere,
+    /// Nobody delivered.
+    #[error("no source has it: {}", listed(attempts))]
+    Nobody {
+        /// Every source, in the order in which they were tried.
+        attempts: Vec<Attempt>,
+    },
+}
+
+/// One source that did not deliver.
+#[derive(Clone, Debug)]
+pub struct Attempt {
+    /// The image's name there.
+    pub source: String,
+    /// Why not.
+    pub cause: RegistryError,
 }
 
 impl RegistryError {
+    /// One error of many; a single one speaks for itself.
+    pub(crate) fn of(mut attempts: Vec<Attempt>) -> Self {
+        match (attempts.len(), attempts.pop()) {
+            (_, None) => Self::Nowhere,
+            (1, Some(only)) => only.cause,
+            (_, Some(last)) => {
+                attempts.push(last);
+                Self::Nobody { attempts }
+            }
+        }
+    }
+
+    /// Whether the registry says that there is no such thing.
+    pub(crate) fn is_not_found(&self) -> bool {
+        match self {
+            Self::NotFound { .. } => true,
+            Self::Nobody { attempts } => attempts.iter().all(|attempt| attempt.cause.is_not_found()),
+            _ => false,
+        }
+    }
+
     /// Whether another try may help.
     pub(super) fn is_transient(&self) -> bool {
-        matches!(self, Self::Unreachable { .. } | Self::Stalled { .. } | Self::Broken { .. })
+        matches!(self, Self::Unreachable { .. } | Self::Stalled { .. } | Self::Broken { .. } | Self::Busy { .. })
     }
+
+    /// How long the registry wants to be left alone.
+    pub(super) fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Busy { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Attempt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.source, self.cause)
+    }
+}
+
+fn listed(attempts: &[Attempt]) -> String {
+    let numbered = attempts.iter().enumerate().map(|(index, attempt)| format!("({}) {attempt}", index + 1));
+    numbered.collect::<Vec<_>>().join("; ")
 }
 
 /// The first message of an error document by the distribution specification, made printable and short.
@@ -124,5 +206,22 @@ mod tests {
         let text = explanation(body.to_string().as_bytes());
         assert!(text.starts_with(": \\u{1b}[31mx") && text.len() < 300, "{text}");
         assert_eq!(explanation(b"<html>"), "");
+    }
+
+    #[test]
+    fn every_attempt_is_told() {
+        let missing = |host: &str| Attempt {
+            source: format!("{host}/x:v1"),
+            cause: RegistryError::NotFound { registry: host.to_owned(), path: "manifests/v1".to_owned() },
+        };
+        let blocked =
+            Attempt { source: "c.io/x:v1".to_owned(), cause: RegistryError::Blocked { rule: "c.io".to_owned() } };
+        let all = RegistryError::of(vec![missing("a.io"), missing("b.io"), blocked]);
+        let text = all.to_string();
+        assert!(text.starts_with("no source has it: (1) a.io/x:v1: registry a.io does not have"), "{text}");
+        assert!(text.contains("(2) b.io/x:v1: ") && text.contains("(3) c.io/x:v1: the registry \"c.io\" is blocked"));
+        assert!(!all.is_not_found() && RegistryError::of(vec![missing("a.io"), missing("b.io")]).is_not_found());
+        assert!(RegistryError::of(vec![missing("a.io")]).to_string().starts_with("registry a.io does not have"));
+        assert!(matches!(RegistryError::of(Vec::new()), RegistryError::Nowhere));
     }
 }

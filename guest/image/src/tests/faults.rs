@@ -170,9 +170,11 @@ async fn tokens_are_fetched_once_and_credentials_stay_with_their_registry() {
     let registry = RegistryDouble::with(&[Layer::gzip(&archive())]).await;
     let registry =
         registry.with_fault(Fault::Token).with_fault(Fault::Redirect(format!("http://{}", elsewhere.host())));
-    let guest = Guest::new(&registry);
     let auth = json!({ "auths": { registry.host(): { "auth": STANDARD.encode("me:secret") } } });
-    guest.puller.set_credentials(auth.to_string().as_bytes()).unwrap();
+    let guest = Guest::with(&registry, |config, folder| {
+        std::fs::write(folder.join("auth.json"), auth.to_string()).unwrap();
+        config.authenticated_registry_credentials_uri = Some(folder.join("auth.json").display().to_string());
+    });
 
     guest.unpack(&registry).await.unwrap();
 

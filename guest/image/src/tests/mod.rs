@@ -4,7 +4,9 @@ mod attacks;
 mod erofs;
 mod faults;
 mod layers;
+mod proxy_double;
 mod registry_double;
+mod sources;
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -24,11 +26,18 @@ use zeroize::Zeroizing;
 use crate::digest::sha256;
 use crate::error::{Error, Stage};
 use crate::registry::Patience;
-use crate::{ImageConfig, KeyError, LayerKeys, Puller, RegistryEntry};
+use crate::documents::FilesAlone;
+use crate::{ImageConfig, KeyError, LayerKeys, Puller, RegistryConfig};
 
 use registry_double::RegistryDouble;
 
 const KEK: [u8; 32] = [9; 32];
+const PATIENCE: Patience = Patience {
+    connect: Duration::from_secs(5),
+    stall: Duration::from_millis(200),
+    backoff: Duration::from_millis(1),
+    retry_after: Duration::from_millis(5),
+};
 
 /// Unwraps with one key, as the data hub would once Trustee has released it.
 struct Hub([u8; 32]);
@@ -52,15 +61,22 @@ impl Guest {
     }
 
     fn with_key(registry: &RegistryDouble, kek: [u8; 32]) -> Self {
+        Self::build(registry, kek, |_, _| {})
+    }
+
+    /// With a change of the configuration, which finds the guest's folder beside it.
+    fn with(registry: &RegistryDouble, change: impl FnOnce(&mut ImageConfig, &Path)) -> Self {
+        Self::build(registry, KEK, change)
+    }
+
+    fn build(registry: &RegistryDouble, kek: [u8; 32], change: impl FnOnce(&mut ImageConfig, &Path)) -> Self {
         let folder = TempDir::new().unwrap();
         let mut config = ImageConfig { work_dir: folder.path().join("work"), ..Default::default() };
-        config.registry_config.registry.push(RegistryEntry { location: registry.host(), insecure: true });
-        let patience = Patience {
-            connect: Duration::from_secs(5),
-            stall: Duration::from_millis(200),
-            backoff: Duration::from_millis(1),
-        };
-        Self { puller: Puller::with_patience(config, Arc::new(Hub(kek)), patience).unwrap(), folder }
+        let document = format!("[[registry]]\nlocation = \"{}\"\ninsecure = true\n", registry.host());
+        config.registry_config = Some(RegistryConfig::parse(&document).unwrap());
+        change(&mut config, folder.path());
+        let puller = Puller::with_patience(config, Arc::new(Hub(kek)), Arc::new(FilesAlone), PATIENCE).unwrap();
+        Self { puller, folder }
     }
 
     fn bundle(&self, name: &str) -> PathBuf {

@@ -3,10 +3,16 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
-use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader};
+use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::crypto::aws_lc_rs;
+use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 
 use super::Layer;
 use crate::digest::sha256;
@@ -30,10 +36,18 @@ pub(super) enum Fault {
     Redirect(String),
     /// A token is needed.
     Token,
+    /// A token is needed, and whoever asks for one is sent elsewhere.
+    TokenElsewhere(String),
+    /// This user and password are needed.
+    Login(String),
+    /// So many answers to anything say that it is too much, with this header.
+    Busy { answers: usize, header: &'static str },
 }
 
 pub(super) struct RegistryDouble {
     port: u16,
+    /// Who vouches for it, if it speaks TLS.
+    pub(super) authority: String,
     state: Arc<Mutex<State>>,
     server: JoinHandle<()>,
 }
@@ -43,11 +57,31 @@ struct State {
     documents: HashMap<String, (String, Vec<u8>)>,
     faults: Vec<Fault>,
     requests: Vec<String>,
+    ranges: Vec<String>,
+    forms: Vec<String>,
 }
 
 impl RegistryDouble {
     /// Serves an image of these layers as `app:v1`.
     pub(super) async fn with(layers: &[Layer]) -> Self {
+        Self::serve(layers, None, String::new()).await
+    }
+
+    /// The same with TLS, and a certificate that no public authority vouches for.
+    pub(super) async fn with_tls(layers: &[Layer]) -> Self {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate =
+            rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap().self_signed(&key).unwrap();
+        let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.der().clone()], PrivateKeyDer::try_from(key.serialize_der()).unwrap())
+            .unwrap();
+        Self::serve(layers, Some(Arc::new(config).into()), certificate.pem()).await
+    }
+
+    async fn serve(layers: &[Layer], tls: Option<TlsAcceptor>, authority: String) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let state = Arc::new(Mutex::new(State::default()));
@@ -55,11 +89,17 @@ impl RegistryDouble {
             let state = state.clone();
             async move {
                 while let Ok((stream, _)) = listener.accept().await {
-                    tokio::spawn(answer(stream, state.clone(), port));
+                    let (state, tls) = (state.clone(), tls.clone());
+                    tokio::spawn(async move {
+                        match tls {
+                            Some(tls) => answer(tls.accept(stream).await.ok()?, state, port).await,
+                            None => answer(stream, state, port).await,
+                        }
+                    });
                 }
             }
         });
-        let registry = Self { port, state, server };
+        let registry = Self { port, authority, state, server };
         registry.push(layers);
         registry
     }
@@ -80,6 +120,16 @@ impl RegistryDouble {
     /// The request lines and `Authorization` headers so far.
     pub(super) fn requests(&self) -> Vec<String> {
         self.state.lock().unwrap().requests.clone()
+    }
+
+    /// The `Range` headers so far.
+    pub(super) fn ranges(&self) -> Vec<String> {
+        self.state.lock().unwrap().ranges.clone()
+    }
+
+    /// The bodies of the requests so far that had one.
+    pub(super) fn forms(&self) -> Vec<String> {
+        self.state.lock().unwrap().forms.clone()
     }
 
     pub(super) fn put(&self, path: &str, media_type: &str, bytes: &[u8]) {
@@ -113,8 +163,11 @@ impl Drop for RegistryDouble {
     }
 }
 
-async fn answer(stream: TcpStream, state: Arc<Mutex<State>>, port: u16) -> Option<()> {
+async fn answer(stream: impl AsyncRead + AsyncWrite + Unpin, state: Arc<Mutex<State>>, port: u16) -> Option<()> {
     let mut stream = BufReader::new(stream);
+    if stream.fill_buf().await.ok()?.first() == Some(&TLS_HANDSHAKE) {
+        return None;
+    }
     let mut head = Vec::new();
     loop {
         let mut line = String::new();
@@ -130,8 +183,12 @@ async fn answer(stream: TcpStream, state: Arc<Mutex<State>>, port: u16) -> Optio
     };
     let path = head.first()?.split(' ').nth(1)?.to_owned();
     let authorization = header("authorization");
+    let mut form = vec![0; header("content-length").and_then(|length| length.parse().ok()).unwrap_or(0)];
+    stream.read_exact(&mut form).await.ok()?;
     let (response, stall) = {
         let mut state = state.lock().unwrap();
+        state.ranges.extend(header("range"));
+        state.forms.extend(Some(String::from_utf8(form).ok()?).filter(|form| !form.is_empty()));
         state.requests.push(format!("{path} {}", authorization.as_deref().unwrap_or("-")));
         respond(&mut state, &path, header("range"), authorization, port)
     };
@@ -155,14 +212,37 @@ fn respond(
     let head = |status: &str, rest: &str, length: usize| {
         format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n{rest}\r\n").into_bytes()
     };
-    if path.starts_with("/token?") {
+    for fault in &mut state.faults {
+        if let Fault::Busy { answers, header } = fault
+            && *answers > 0
+        {
+            *answers -= 1;
+            return (head("429 Too Many Requests", header, 0), false);
+        }
+    }
+    let faults = state.faults.clone();
+    if path.starts_with("/token") {
+        let elsewhere = |fault: &Fault| match fault {
+            Fault::TokenElsewhere(to) => Some(format!("Location: {to}{path}\r\n")),
+            _ => None,
+        };
+        if let Some(location) = faults.iter().find_map(elsewhere) {
+            return (head("307 Temporary Redirect", &location, 0), false);
+        }
         let body = json!({ "token": format!("for {}", authorization.as_deref().unwrap_or("anybody")) }).to_string();
         return ([head("200 OK", "", body.len()), body.into_bytes()].concat(), false);
     }
-    let faults = state.faults.clone();
-    if faults.iter().any(|fault| matches!(fault, Fault::Token)) && authorization.is_none() {
+    let token = |fault: &Fault| matches!(fault, Fault::Token | Fault::TokenElsewhere(_));
+    if faults.iter().any(token) && authorization.is_none() {
         let challenge = format!("WWW-Authenticate: Bearer realm=\"http://127.0.0.1:{port}/token\",service=\"s\"\r\n");
         return (head("401 Unauthorized", &challenge, 0), false);
+    }
+    let refused = |fault: &Fault| match fault {
+        Fault::Login(login) => authorization != Some(format!("Basic {}", STANDARD.encode(login))),
+        _ => false,
+    };
+    if faults.iter().any(refused) {
+        return (head("401 Unauthorized", "WWW-Authenticate: Basic realm=\"r\"\r\n", 0), false);
     }
     let Some((media_type, mut bytes)) = state.documents.get(path).cloned() else {
         return (head("404 Not Found", "", 0), false);
@@ -185,7 +265,7 @@ fn respond(
                 let location = format!("Location: {to}{path}\r\n");
                 return (head("307 Temporary Redirect", &location, 0), false);
             }
-            Fault::Cut { .. } | Fault::Stall { .. } | Fault::Token => {}
+            _ => {}
         }
     }
     let total = bytes.len();
@@ -210,3 +290,6 @@ fn respond(
     }
     ([head, bytes].concat(), false)
 }
+
+/// How a client begins that expects TLS.
+const TLS_HANDSHAKE: u8 = 0x16;
