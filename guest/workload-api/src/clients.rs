@@ -172,15 +172,17 @@ impl Line {
 
 /// True if nobody is at the other end any longer.
 fn is_closed(error: &ttrpc::Error) -> bool {
-    matches!(
-        error,
-        ttrpc::Error::Socket(_) | ttrpc::Error::LocalClosed | ttrpc::Error::RemoteClosed | ttrpc::Error::Eof
-    )
+    is_unsent(error) || matches!(error, ttrpc::Error::Socket(_) | ttrpc::Error::RemoteClosed | ttrpc::Error::Eof)
 }
 
-/// True if the request did not leave this process.
+/// True if the request did not leave this process, because the connection's task had ended.
 fn is_unsent(error: &ttrpc::Error) -> bool {
-    matches!(error, ttrpc::Error::LocalClosed)
+    match error {
+        ttrpc::Error::LocalClosed => true,
+        // ttrpc has no variant for it.
+        ttrpc::Error::Others(text) => text.ends_with("channel closed"),
+        _ => false,
+    }
 }
 
 fn failure(what: &str, address: &str, error: ttrpc::Error) -> Failure {
