@@ -48,6 +48,43 @@ async fn a_pulled_image_is_the_tree_that_was_pushed() {
 }
 
 #[tokio::test]
+async fn a_private_registry_is_pulled_from_under_another_name() {
+    let Some(lab) = Lab::private() else { return };
+    lab.new_image();
+    fs::write(lab.path("bundle/rootfs/motd"), "hello").unwrap();
+    lab.commit();
+    lab.push();
+    let accounts = |login: &str| {
+        let account = format!("{{\"auths\":{{\"https://{}/v2/\":{{\"auth\":\"{login}\"}}}}}}", lab.host());
+        fs::write(lab.path("auth.json"), account).unwrap();
+    };
+    let puller = lab.puller_with(|config| {
+        let document = format!("[[registry]]\nprefix = \"*.origin.test\"\nlocation = \"{}\"\n", lab.host());
+        config.registry_config = Some(image::RegistryConfig::parse(&document).unwrap());
+        config.authenticated_registry_credentials_uri = Some(lab.path("auth.json").display().to_string());
+    });
+
+    accounts("bWU6b3RoZXI=");
+    let error = puller.resolve("team.origin.test/team/app:v1").await.unwrap_err().to_string();
+    assert!(
+        error.contains("denies access: 401") && error.contains("authenticated_registry_credentials_uri"),
+        "{error}"
+    );
+
+    // `echo me:secret | base64` ends in a newline.
+    accounts("bWU6c2VjcmV0Cg==");
+    let resolved = puller.resolve("team.origin.test/team/app:v1").await.unwrap();
+    assert_eq!(resolved.reference, "team.origin.test/team/app:v1");
+    let pinned = format!("team.origin.test/team/app:other@{}", resolved.digest);
+    assert_eq!(puller.resolve(&pinned).await.unwrap().digest, resolved.digest);
+    if privileged(&lab.path("")) {
+        let unpacked = puller.unpack(&resolved, &lab.path("pod")).await.unwrap();
+        let found = unpacked.layers.iter().find_map(|layer| fs::read_to_string(layer.join("motd")).ok());
+        assert_eq!(found.as_deref(), Some("hello"));
+    }
+}
+
+#[tokio::test]
 async fn a_certificate_nobody_vouches_for_ends_the_pull() {
     let Some(lab) = Lab::new() else { return };
     let config = image::ImageConfig { work_dir: lab.path("work"), ..Default::default() };

@@ -19,11 +19,22 @@ pub struct Lab {
     registry: Child,
     host: String,
     authority: String,
+    private: bool,
 }
 
 impl Lab {
     /// Starts the registry; nothing, with the reason printed, on a machine without the tools.
     pub fn new() -> Option<Self> {
+        Self::start(false)
+    }
+
+    /// A registry that only [`LOGIN`] may use.
+    #[allow(dead_code, reason = "not every test needs it")]
+    pub fn private() -> Option<Self> {
+        Self::start(true)
+    }
+
+    fn start(private: bool) -> Option<Self> {
         for tool in ["skopeo", "umoci", "docker-registry"] {
             if let Err(e) = Command::new(tool).arg("--version").output() {
                 eprintln!("skipped: {tool} can't be run: {e}");
@@ -50,7 +61,9 @@ impl Lab {
             path("certificates/ca.crt"),
             path("key.pem"),
         );
-        std::fs::write(path("config.yml"), config).unwrap();
+        std::fs::write(path("htpasswd"), HTPASSWD).unwrap();
+        let access = format!("auth: {{ htpasswd: {{ realm: lab, path: {} }} }}\n", path("htpasswd"));
+        std::fs::write(path("config.yml"), config + if private { &access } else { "" }).unwrap();
         let mut registry = Command::new("docker-registry")
             .args(["serve", &path("config.yml")])
             .stdout(Stdio::null())
@@ -66,7 +79,7 @@ impl Lab {
                 }
             }
         });
-        let lab = Self { folder, registry, host, authority };
+        let lab = Self { folder, registry, host, authority, private };
         listening.recv_timeout(Duration::from_secs(20)).expect("the registry does not listen");
         Some(lab)
     }
@@ -95,16 +108,29 @@ impl Lab {
 
     pub fn push(&self) {
         let (source, target) = (format!("oci:{}", self.text("layout:v1")), format!("docker://{}", self.reference()));
-        run("skopeo", &["--insecure-policy", "copy", "--dest-cert-dir", &self.text("certificates"), &source, &target]);
+        let login: &[&str] = if self.private { &["--dest-creds", LOGIN] } else { &[] };
+        let copy = ["--insecure-policy", "copy", "--dest-cert-dir", &self.text("certificates"), &source, &target];
+        run("skopeo", &[&copy[..], login].concat());
     }
 
     pub fn puller(&self) -> Puller {
-        let config = ImageConfig {
+        self.puller_with(|_| {})
+    }
+
+    pub fn puller_with(&self, change: impl FnOnce(&mut ImageConfig)) -> Puller {
+        let mut config = ImageConfig {
             work_dir: self.path("work"),
             extra_root_certificates: vec![self.authority.clone()],
             ..Default::default()
         };
+        change(&mut config);
         Puller::new(config, Arc::new(NoKeys)).unwrap()
+    }
+
+    /// Host and port of the registry.
+    #[allow(dead_code, reason = "not every test needs it")]
+    pub fn host(&self) -> &str {
+        &self.host
     }
 
     fn text(&self, name: &str) -> String {
@@ -141,3 +167,7 @@ impl LayerKeys for NoKeys {
         Err(KeyError::new("this lab has no keys"))
     }
 }
+
+pub const LOGIN: &str = "me:secret";
+/// That login, by bcrypt.
+const HTPASSWD: &str = "me:$2b$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a\n";
