@@ -1,6 +1,7 @@
-//! Image layers that are EROFS images: mounted as they are, through a hash tree over their blocks where a manifest binds one.
+//! Image layers that are EROFS images: mounted as they are, through a hash tree where a manifest binds one.
 //!
-//! Blocking, each call for some milliseconds. Needs CAP_SYS_ADMIN, the modules erofs and loop, and dm-verity for hash trees.
+//! Blocking, each call for some milliseconds. Needs CAP_SYS_ADMIN, the modules erofs and loop, and dm-verity for hash
+//! trees.
 //!
 //! Source: containerd's EROFS layers, media type `application/vnd.erofs.layer.v1`, and its annotations
 //! `dev.containerd.erofs.dmverity.*`.

@@ -31,7 +31,7 @@ impl LoopDevice {
             let path = PathBuf::from(format!("/dev/loop{number}"));
             let device = File::open(&path)?;
             let configuration = configuration(file);
-            // SAFETY: the kernel reads as many bytes as its structure has, which is the length of the array, and writes none.
+            // SAFETY: the kernel reads as many bytes as its structure has, which is the array's length, and writes none.
             let status = unsafe { libc::ioctl(device.as_raw_fd(), CONFIGURE, configuration.as_ptr()) };
             if status == 0 {
                 return Ok(Self { path, _device: device });

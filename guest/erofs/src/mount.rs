@@ -15,8 +15,8 @@ use crate::verity::{VerityError, VerityRoot};
 
 /// Mounts an EROFS image read-only on `target`, which is made if it is missing.
 ///
-/// With `verity`, every block that is read is checked against the root hash: a changed one reads as EIO. Without, whoever
-/// can write to the image decides what is read. The image may be unlinked once it is mounted.
+/// With `verity`, every block that is read is checked against the root hash: a changed one reads as EIO. Without,
+/// whoever can write to the image decides what is read. The image may be unlinked once it is mounted.
 ///
 /// # Errors
 /// [`Error`]; nothing is left behind but `target`.

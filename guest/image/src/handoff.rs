@@ -9,8 +9,8 @@ use crate::error::{Failure, Stage};
 
 /// Runs `consume` on a thread of its own, on what `source` gives on this one.
 ///
-/// At most [`BLOCKS`] blocks of [`BLOCK`] bytes exist at a time. An error of `source` comes at its place in the stream, and
-/// again whenever more is asked for. Once `consume` ends, nothing more is read from `source`.
+/// At most [`BLOCKS`] blocks of [`BLOCK`] bytes exist at a time. An error of `source` comes at its place in the stream,
+/// and again whenever more is asked for. Once `consume` ends, nothing more is read from `source`.
 ///
 /// # Errors
 /// Those of `consume`, and [`Stage::Unpack`] if the system has no thread left.

@@ -96,7 +96,7 @@ fn inflate(compressed: &mut dyn Read, plan: &LayerPlan, directory: &LayerDir) ->
     }
 }
 
-/// Unpacks on a thread of its own: with the last layer of an image, or its only one, there is no other work to do meanwhile.
+/// Unpacks on a thread of its own: with the last layer of an image, or its only one, there is no other work meanwhile.
 fn hand_over(plain: impl Read, plan: &LayerPlan, directory: &LayerDir) -> Result<Summary, Failure> {
     let limit = plan.blob.size().saturating_mul(MAX_RATIO).saturating_add(FREE_BYTES).min(MAX_BYTES);
     let bounded = Bounded { inner: Inflating(plain), left: limit, limit };

@@ -122,7 +122,8 @@ impl Puller {
         Ok(Pulled { digest: resolved.digest.clone(), config, rootfs })
     }
 
-    /// Like [`Self::pull`], without the mount; needs no privilege that the image's owners and devices do not need.
+    /// Like [`Self::pull`], without the mount; needs no privilege that the image's owners, devices and EROFS layers do
+    /// not need.
     ///
     /// # Errors
     /// Any [`Error`] but [`Error::Reference`] and [`Error::Mount`].
