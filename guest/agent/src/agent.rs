@@ -18,6 +18,7 @@ use crate::images::{Images, ResolvedImage};
 use crate::policy::Policy;
 use crate::request::Gated;
 use crate::sandbox::Sandbox;
+use crate::secrets::{self, Secrets};
 use crate::spec;
 
 /// What an agent is made of.
@@ -26,6 +27,8 @@ pub struct AgentConfig {
     pub policy: Policy,
     /// Who pulls images.
     pub images: Arc<dyn Images>,
+    /// Who opens sealed secrets in environments; without, such an environment is refused.
+    pub secrets: Option<Arc<dyn Secrets>>,
     /// The binary that calls [`crate::run_helper`]. Containers' processes start as it: its mount should be read-only.
     pub helper: PathBuf,
     /// The folder for bundles and shared folders: `/run/kata-containers`.
@@ -78,6 +81,7 @@ pub struct Agent {
     pub(crate) policy: Policy,
     pub(crate) version: String,
     images: Arc<dyn Images>,
+    secrets: Option<Arc<dyn Secrets>>,
     helper: Helper,
     root: PathBuf,
     resolv_conf: Option<PathBuf>,
@@ -94,13 +98,14 @@ impl Agent {
     /// # Errors
     /// [`Error::Root`] where the folder can't be made.
     pub fn new(config: AgentConfig) -> Result<Self, Error> {
-        let AgentConfig { policy, images, helper, root, resolv_conf, drivers, version } = config;
+        let AgentConfig { policy, images, secrets, helper, root, resolv_conf, drivers, version } = config;
         std::fs::create_dir_all(&root).map_err(Error::Root)?;
         let helper = Helper { program: helper, state: root.join(".state") };
         Ok(Self {
             policy,
             version,
             images,
+            secrets,
             helper,
             root,
             resolv_conf,
@@ -283,15 +288,20 @@ impl Agent {
         request: &CreateContainerRequest,
         image: &ResolvedImage,
         volumes: &mut Vec<PathBuf>,
-        abandoned: Pin<&mut impl Future<Output = ()>>,
+        mut abandoned: Pin<&mut impl Future<Output = ()>>,
     ) -> Result<Container, Fault> {
         let pulled = tokio::select! {
             pulled = self.images.pull(image, home.bundle()) => pulled?,
-            () = abandoned => return Err(Fault::Abandoned),
+            () = abandoned.as_mut() => return Err(Fault::Abandoned),
         };
         if pulled.digest != image.digest {
             return Err(Fault::Digest(image.reference.clone(), pulled.digest));
         }
+        // Only here, after the decision: what the policy and its log see is what the host sent.
+        let request = &tokio::select! {
+            opened = secrets::opened(request.clone(), self.secrets.as_deref()) => opened?,
+            () = abandoned => return Err(Fault::Abandoned),
+        };
         let storages: Vec<_> =
             request.storages.iter().filter(|storage| storage.driver != spec::GUEST_PULL).cloned().collect();
         let (hostname, files, shared) = {

@@ -7,6 +7,7 @@ use ttrpc::Code;
 use crate::id::InvalidId;
 use crate::images::ImageError;
 use crate::policy::{self, Denial};
+use crate::secrets::SecretError;
 use crate::{helper, network, sandbox, spec};
 
 /// A request that was not fulfilled. Its text goes to the host.
@@ -28,6 +29,8 @@ pub(crate) enum Fault {
     Unimplemented(&'static str),
     #[error(transparent)]
     Image(#[from] ImageError),
+    #[error(transparent)]
+    Secret(#[from] SecretError),
     #[error("image {0:?} resolved to {1:?}, which is not a sha256 digest; next: report this as a defect")]
     Digest(String, String),
     #[error("creation was abandoned: its caller is gone")]
@@ -61,7 +64,7 @@ impl Fault {
             Self::State(_) => Code::FAILED_PRECONDITION,
             Self::Unimplemented(_) => Code::UNIMPLEMENTED,
             Self::Abandoned => Code::CANCELLED,
-            Self::Image(_) | Self::Digest(..) | Self::Helper(_) | Self::Network(_) | Self::Io(..) | Self::Task(_) => {
+            Self::Image(_) | Self::Secret(_) | Self::Digest(..) | Self::Helper(_) | Self::Network(_) | Self::Io(..) | Self::Task(_) => {
                 Code::INTERNAL
             }
         }

@@ -56,6 +56,7 @@ impl Guest {
         let agent = Agent::new(AgentConfig {
             policy,
             images: registry.clone(),
+            secrets: None,
             helper: "/bin/false".into(),
             root: folder.path().join("root"),
             resolv_conf: Some(folder.path().join("resolv.conf")),

@@ -376,6 +376,7 @@ impl Lab {
             Agent::new(AgentConfig {
                 policy: Policy::parse(&format!("package agent_policy\n{}", rules.concat())).unwrap(),
                 images: images.clone(),
+                secrets: None,
                 helper: "/proc/self/exe".into(),
                 root: root.clone(),
                 resolv_conf: None,

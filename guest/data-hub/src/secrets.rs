@@ -1,55 +1,122 @@
-//! Resources of the key broker, and the keys of encrypted layers that are made from them.
-
-use std::sync::Arc;
+//! Secrets by all their names: resources, keys of encrypted layers, sealed secrets.
 
 use async_trait::async_trait;
-use attestation_agent::{AttestationAgent, Kbs};
-use image::{KeyError, LayerKeys};
+use image::{DocumentError, Documents, KeyError, LayerKeys};
+use kms::{Kms, Named};
 use wire::layer::AnnotationPacket;
 use wire::resource::ResourceUri;
+use wire::sealed_secret::{Envelope, Payload, Provider, SealedSecret, Vault};
 use zeroize::Zeroizing;
 
-use crate::config::KbcConfig;
+use crate::anchors::Anchors;
+use crate::broker::Broker;
+use crate::config::CdhConfig;
 use crate::error::Error;
 
-/// Fetches secrets with the attestation agent's token.
+/// Finds secrets out.
 pub(crate) struct Secrets {
-    agent: Arc<AttestationAgent>,
-    /// A broker other than the one that issues the tokens.
-    other: Option<Kbs>,
+    broker: Broker,
+    kms: Kms,
+    anchors: Anchors,
+    verify: bool,
 }
 
 impl Secrets {
-    pub(crate) fn new(config: &KbcConfig, agent: Arc<AttestationAgent>) -> Result<Self, Error> {
-        let other = match &config.url {
-            Some(url) => {
-                let kbs = Kbs::new(url, config.kbs_cert.as_deref()).map_err(attestation_agent::Error::from)?;
-                // One broker gets one pool of connections, and one idea of which CA to trust.
-                Some(kbs).filter(|kbs| agent.kbs().is_none_or(|issuer| issuer.url() != kbs.url()))
-            }
-            None => None,
-        };
-        Ok(Self { agent, other })
+    pub(crate) fn new(config: &CdhConfig, broker: Broker) -> Result<Self, Error> {
+        let verify = !config.skip_sealed_secret_verification;
+        if !verify {
+            tracing::warn!(
+                "sealed secrets are not verified: whoever controls the cluster chooses what containers get; next: \
+                 remove skip_sealed_secret_verification"
+            );
+        }
+        let mut services = kms::Config::below(config.places.kbs());
+        services.aliyun = config.places.aliyun.clone().unwrap_or(services.aliyun);
+        services.aws = config.places.aws.clone().unwrap_or(services.aws);
+        services.endpoint = config.places.kms_endpoint.clone();
+        Ok(Self { broker, kms: Kms::new(services)?, anchors: Anchors::new(config)?, verify })
+    }
+
+    pub(crate) fn broker(&self) -> &Broker {
+        &self.broker
     }
 
     pub(crate) async fn resource(&self, uri: &ResourceUri) -> Result<Zeroizing<Vec<u8>>, Error> {
-        let resource = match &self.other {
-            Some(kbs) => self.agent.get_resource_from(kbs, uri).await,
-            None => self.agent.get_resource(uri).await,
-        };
-        Ok(resource?)
+        self.broker.resource(uri).await
     }
 
-    /// Unwraps a layer's private options with the key encryption key that the packet names.
+    /// Unwraps a layer's private options, with the key encryption key that the packet names or by who has it.
     pub(crate) async fn layer_key(&self, packet: &AnnotationPacket) -> Result<Zeroizing<Vec<u8>>, Error> {
         let kid = packet.kid();
-        let uri = ResourceUri::parse(kid)?;
-        if packet.provider() != PROVIDER {
-            return Err(Error::Provider { kid: uri.to_string(), provider: packet.provider().to_owned() });
+        match Provider::named(packet.provider()) {
+            Provider::Kbs => {
+                let uri = ResourceUri::parse(kid)?;
+                let kek = self.resource(&uri).await;
+                let kek = kek.map_err(|cause| Error::Kek { kid: uri.to_string(), cause: Box::new(cause) })?;
+                packet.unwrap(&kek).map_err(|cause| Error::Unwrap { kid: uri.to_string(), cause })
+            }
+            provider @ (Provider::Aliyun | Provider::Aws) => {
+                let key = Named { name: kid, settings: packet.provider_settings(), annotations: packet.annotations() };
+                let data = packet.wrapped_data().map_err(wire::key_provider::Error::from)?;
+                let options = self.kms.decrypt(&provider, key, &data).await;
+                options.map_err(|cause| Error::Kek { kid: shown(kid), cause: Box::new(cause.into()) })
+            }
+            Provider::Other(provider) => Err(Error::Provider { kid: shown(kid), provider }),
         }
-        let kek =
-            self.resource(&uri).await.map_err(|cause| Error::Kek { kid: uri.to_string(), cause: Box::new(cause) })?;
-        packet.unwrap(&kek).map_err(|cause| Error::Unwrap { kid: uri.to_string(), cause })
+    }
+
+    /// The secret that a sealed one stands for.
+    pub(crate) async fn unseal(&self, text: &[u8]) -> Result<Zeroizing<Vec<u8>>, Error> {
+        let text = std::str::from_utf8(text).map_err(|_| Error::NotText)?;
+        let payload = if self.verify {
+            let sealed = SealedSecret::parse(text)?;
+            let key = self.anchors.key(sealed.kid(), &self.broker).await?;
+            sealed.verify(&key)?
+        } else {
+            Payload::parse_unverified(text)?
+        };
+        match payload {
+            Payload::Vault(vault) => self.fetch(&vault).await,
+            Payload::Envelope(envelope) => self.open(&envelope).await,
+        }
+    }
+
+    async fn fetch(&self, vault: &Vault) -> Result<Zeroizing<Vec<u8>>, Error> {
+        let Vault { provider, name, provider_settings, annotations } = vault;
+        let failed = |cause: Error| Error::Vault { name: shown(name), cause: Box::new(cause) };
+        match provider {
+            Provider::Kbs => self.resource(&ResourceUri::parse(name)?).await.map_err(failed),
+            Provider::Aliyun | Provider::Aws => {
+                let secret = Named { name, settings: provider_settings, annotations };
+                self.kms.secret(provider, secret).await.map_err(|e| failed(e.into()))
+            }
+            Provider::Other(provider) => Err(Error::SealedProvider(provider.clone())),
+        }
+    }
+
+    async fn open(&self, envelope: &Envelope) -> Result<Zeroizing<Vec<u8>>, Error> {
+        let kid = &envelope.key_id;
+        let failed = |cause: Error| Error::Kek { kid: shown(kid), cause: Box::new(cause) };
+        let data_key = match &envelope.provider {
+            Provider::Kbs => {
+                let kek = self.resource(&ResourceUri::parse(kid)?).await.map_err(failed)?;
+                envelope.unwrap_key(&kek)?
+            }
+            provider @ (Provider::Aliyun | Provider::Aws) => {
+                let key =
+                    Named { name: kid, settings: &envelope.provider_settings, annotations: &envelope.annotations };
+                self.kms.decrypt(provider, key, &envelope.encrypted_key).await.map_err(|e| failed(e.into()))?
+            }
+            Provider::Other(provider) => return Err(Error::SealedProvider(provider.clone())),
+        };
+        Ok(envelope.open(&data_key)?)
+    }
+}
+
+#[async_trait]
+impl Documents for Secrets {
+    async fn fetch(&self, uri: &ResourceUri) -> Result<Zeroizing<Vec<u8>>, DocumentError> {
+        self.resource(uri).await.map_err(DocumentError::new)
     }
 }
 
@@ -60,4 +127,7 @@ impl LayerKeys for Secrets {
     }
 }
 
-const PROVIDER: &str = "kbs";
+/// A name that somebody else chose, fit for a log.
+fn shown(name: &str) -> String {
+    name.chars().take(100).flat_map(char::escape_default).collect()
+}

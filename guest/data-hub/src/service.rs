@@ -1,111 +1,90 @@
-//! The ttrpc services that upstream's tools and components call.
+//! The services that upstream's tools and components call: what each call answers, whichever protocol it comes by.
 
+mod grpc;
+mod ttrpc;
+
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use async_trait::async_trait;
-use attestation_agent::endpoint::Endpoint;
-use ttrpc::Code;
-use ttrpc::r#async::TtrpcContext;
+use attestation_agent::endpoint::{Address, Endpoint};
 use wire::resource::ResourceUri;
-use wire_ttrpc::confidential_data_hub::{
-    GetResourceRequest, GetResourceResponse, ImagePullRequest, ImagePullResponse, SecureMountRequest,
-    SecureMountResponse, UnsealSecretInput, UnsealSecretOutput,
-};
-use wire_ttrpc::confidential_data_hub_ttrpc::{
-    GetResourceService, ImagePullService, SealedSecretService, SecureMountService, create_get_resource_service,
-    create_image_pull_service, create_sealed_secret_service, create_secure_mount_service,
-};
-use wire_ttrpc::key_provider::{KeyProviderKeyWrapProtocolInput, KeyProviderKeyWrapProtocolOutput};
-use wire_ttrpc::key_provider_ttrpc::{KeyProviderService, create_key_provider_service};
+use zeroize::Zeroizing;
 
 use crate::error::Error;
 use crate::hub::DataHub;
 
-/// Fills the configured credential files, then serves `hub` at the configured socket until the endpoint is dropped.
+/// Fills the configured credential files, then serves `hub` at the configured address until the endpoint is dropped:
+/// over ttrpc at a unix socket, over gRPC at a port.
 ///
 /// # Errors
-/// If a credential or the socket can't be had; then nothing is served.
+/// If a credential or the address can't be had; then nothing is served.
 pub async fn serve(hub: Arc<DataHub>) -> Result<Endpoint, Error> {
+    let address = Address::parse(hub.socket())?;
     hub.fetch_credentials().await?;
-    let facade = Arc::new(Facade(Arc::clone(&hub)));
-    let mut services = create_get_resource_service(Arc::clone(&facade) as _);
-    services.extend(create_image_pull_service(Arc::clone(&facade) as _));
-    services.extend(create_key_provider_service(Arc::clone(&facade) as _));
-    services.extend(create_sealed_secret_service(Arc::clone(&facade) as _));
-    services.extend(create_secure_mount_service(facade));
-    Ok(Endpoint::open(hub.socket(), services).await?)
+    let socket = hub.socket().to_owned();
+    Ok(match address {
+        Address::Ttrpc(_) => Endpoint::open(&socket, ttrpc::services(Calls(hub))).await?,
+        Address::Grpc(_) => Endpoint::open_grpc(&socket, grpc::routes(Calls(hub))).await?,
+    })
 }
 
-struct Facade(Arc<DataHub>);
+/// The calls, in the terms of neither protocol.
+#[derive(Clone)]
+struct Calls(Arc<DataHub>);
 
-#[async_trait]
-impl GetResourceService for Facade {
-    async fn get_resource(&self, _: &TtrpcContext, request: GetResourceRequest) -> ttrpc::Result<GetResourceResponse> {
-        let resource = async { self.0.get_resource(&ResourceUri::parse(&request.ResourcePath)?).await };
-        let resource = resource.await.map_err(|e| failed("Get Resource failed", &e))?;
-        let mut response = GetResourceResponse::new();
-        response.Resource = resource.to_vec();
-        Ok(response)
+impl Calls {
+    async fn resource(&self, path: &str) -> Result<Zeroizing<Vec<u8>>, Failure> {
+        let resource = async { self.0.get_resource(&ResourceUri::parse(path)?).await };
+        resource.await.map_err(|e| Failure::of("Get Resource failed", &e))
     }
-}
 
-#[async_trait]
-impl KeyProviderService for Facade {
-    async fn un_wrap_key(
+    async fn unseal(&self, secret: &[u8]) -> Result<Zeroizing<Vec<u8>>, Failure> {
+        self.0.unseal(secret).await.map_err(|e| Failure::of("Unseal Secret failed", &e))
+    }
+
+    async fn unwrap_key(&self, input: &[u8]) -> Result<Zeroizing<Vec<u8>>, Failure> {
+        self.0.unwrap_key(input).await.map_err(|e| Failure::of("UnWrap Key failed", &e))
+    }
+
+    fn wrap_key(&self) -> Failure {
+        let text = format!("{PREFIX} Wrap Key failed: images are encrypted outside of the guest");
+        Failure { unimplemented: true, text }
+    }
+
+    async fn mount(
         &self,
-        _: &TtrpcContext,
-        request: KeyProviderKeyWrapProtocolInput,
-    ) -> ttrpc::Result<KeyProviderKeyWrapProtocolOutput> {
-        let input = &request.KeyProviderKeyWrapProtocolInput;
-        let output = self.0.unwrap_key(input).await.map_err(|e| failed("UnWrap Key failed", &e))?;
-        let mut response = KeyProviderKeyWrapProtocolOutput::new();
-        response.KeyProviderKeyWrapProtocolOutput = output.to_vec();
-        Ok(response)
+        volume_type: String,
+        options: HashMap<String, String>,
+        flags: Vec<String>,
+        mount_point: String,
+    ) -> Result<(), Failure> {
+        let mounted = self.0.mount(volume_type, options, flags, mount_point.into()).await;
+        mounted.map_err(|e| Failure::of("Secure Mount failed", &e))
     }
 
-    async fn wrap_key(
-        &self,
-        _: &TtrpcContext,
-        _: KeyProviderKeyWrapProtocolInput,
-    ) -> ttrpc::Result<KeyProviderKeyWrapProtocolOutput> {
-        Err(unimplemented("Wrap Key", "images are encrypted outside of the guest"))
-    }
-}
-
-#[async_trait]
-impl ImagePullService for Facade {
-    async fn pull_image(&self, _: &TtrpcContext, request: ImagePullRequest) -> ttrpc::Result<ImagePullResponse> {
-        let refused = |error: Error| failed("Image Pull error", &error);
-        let image = self.0.resolve_image(&request.image_url).await.map_err(refused)?;
-        let pulled = self.0.pull_image(&image, Path::new(&request.bundle_path)).await.map_err(refused)?;
-        let mut response = ImagePullResponse::new();
-        response.manifest_digest = pulled.digest;
-        Ok(response)
+    /// The digest of the manifest that is mounted now.
+    async fn pull(&self, reference: &str, bundle: &str) -> Result<String, Failure> {
+        let pulled = async {
+            let image = self.0.resolve_image(reference).await?;
+            self.0.pull_image(reference, &image, Path::new(bundle)).await
+        };
+        pulled.await.map(|pulled| pulled.digest).map_err(|e| Failure::of("Image Pull error", &e))
     }
 }
 
-#[async_trait]
-impl SealedSecretService for Facade {
-    async fn unseal_secret(&self, _: &TtrpcContext, _: UnsealSecretInput) -> ttrpc::Result<UnsealSecretOutput> {
-        Err(unimplemented("Unseal Secret", "sealed secrets are not supported yet; next: read the secret as a resource"))
+/// A call that failed: its text starts as upstream's does, and goes on with the causes.
+struct Failure {
+    /// Nobody could have done it; otherwise the status is INTERNAL, as upstream's always is.
+    unimplemented: bool,
+    text: String,
+}
+
+impl Failure {
+    fn of(brief: &str, error: &Error) -> Self {
+        tracing::warn!(%error, "{brief}");
+        Self { unimplemented: false, text: format!("{PREFIX} {brief}: {error}") }
     }
-}
-
-#[async_trait]
-impl SecureMountService for Facade {
-    async fn secure_mount(&self, _: &TtrpcContext, _: SecureMountRequest) -> ttrpc::Result<SecureMountResponse> {
-        Err(unimplemented("Secure Mount", "encrypted volumes are not supported yet; next: use the guest's memory"))
-    }
-}
-
-fn failed(brief: &str, error: &Error) -> ttrpc::Error {
-    tracing::warn!(%error, "{brief}");
-    ttrpc::error::get_rpc_status(Code::INTERNAL, format!("{PREFIX} {brief}: {error}"))
-}
-
-fn unimplemented(what: &str, why: &str) -> ttrpc::Error {
-    ttrpc::error::get_rpc_status(Code::UNIMPLEMENTED, format!("{PREFIX} {what} failed: {why}"))
 }
 
 const PREFIX: &str = "[CDH] [ERROR]:";

@@ -48,7 +48,7 @@ impl Images for HubImages {
                 image.reference, resolved.digest, image.digest
             )));
         }
-        let pulled = self.hub.pull_image(&resolved, bundle).await.map_err(failed)?;
+        let pulled = self.hub.pull_image(&image.reference, &resolved, bundle).await.map_err(failed)?;
         println!("{}", Milestone::Image(pulled.digest.clone()));
 
         let config = pulled.config.config().clone().unwrap_or_default();

@@ -257,6 +257,24 @@ impl AnnotationPacket {
         self.provider.as_deref().unwrap_or(KBS_PROVIDER)
     }
 
+    /// What a provider other than the key broker decrypts to the layer's [`PrivateOptions`] in JSON.
+    ///
+    /// # Errors
+    /// [`Error::Packet`] if it is not base64.
+    pub fn wrapped_data(&self) -> Result<Vec<u8>, Error> {
+        encoding::standard(&self.wrapped_data).map(|data| data.to_vec()).ok_or(Error::Packet)
+    }
+
+    /// What the provider's client needs to know.
+    pub fn provider_settings(&self) -> &serde_json::Map<String, Value> {
+        &self.provider_settings
+    }
+
+    /// What the provider needs for this key.
+    pub fn annotations(&self) -> &serde_json::Map<String, Value> {
+        &self.annotations
+    }
+
     /// Unwraps the layer's [`PrivateOptions`] in JSON.
     ///
     /// # Errors
