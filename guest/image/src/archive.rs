@@ -436,6 +436,34 @@ mod tests {
     }
 
     #[test]
+    fn a_map_of_holes_may_go_on_in_blocks_of_its_own() {
+        let mut head = header(EntryType::GNUSparse, 6 * 512);
+        head.set_path("holes").unwrap();
+        let place = |index: u64| (index * 4096, 512);
+        {
+            let gnu = head.as_gnu_mut().unwrap();
+            for (index, descriptor) in (0..).zip(&mut gnu.sparse) {
+                descriptor.set_offset(place(index).0);
+                descriptor.set_length(place(index).1);
+            }
+            gnu.isextended[0] = 1;
+            gnu.set_real_size(5 * 4096 + 512);
+        }
+        head.set_cksum();
+        let mut more = tar::GnuExtSparseHeader::new();
+        for (index, descriptor) in (4..6).zip(&mut more.sparse) {
+            descriptor.set_offset(place(index).0);
+            descriptor.set_length(place(index).1);
+        }
+
+        let all = entries(&[&head.as_bytes()[..], more.as_bytes(), &[7; 6 * 512]].concat()).unwrap();
+
+        assert_eq!((all[0].0.size, all[0].1.len()), (5 * 4096 + 512, 6 * 512));
+        let segments: Vec<_> = all[0].0.segments.as_ref().unwrap().iter().map(|s| (s.offset, s.length)).collect();
+        assert_eq!(segments, (0..6).map(place).collect::<Vec<_>>());
+    }
+
+    #[test]
     fn the_sparse_format_1_0_is_read() {
         let map = b"2\n0\n3\n4096\n2\n";
         let mut data = map.to_vec();

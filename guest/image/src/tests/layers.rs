@@ -196,6 +196,20 @@ fn a_whiteout_hides_lower_layers_and_nothing_of_its_own() {
 }
 
 #[tokio::test]
+async fn members_of_gzip_and_the_padding_of_an_archive_belong_to_a_layer() {
+    let mut archive = Archive::new().file("etc/motd", b"hello").done();
+    archive.resize(archive.len() + (1 << 20), 0);
+    let (first, second) = archive.split_at(700);
+    let blob = [Layer::gzip(first).blob, Layer::gzip(second).blob].concat();
+    let registry = RegistryDouble::with(&[Layer { blob, ..Layer::gzip(&archive) }]).await;
+    let guest = Guest::new(&registry);
+
+    let layers = guest.unpack(&registry).await.unwrap();
+
+    assert_eq!(read(&layers[0].join("etc/motd")), "hello");
+}
+
+#[tokio::test]
 async fn layers_stack_in_order_even_when_one_comes_twice() {
     if !privileged() {
         return;
