@@ -4,25 +4,21 @@ use std::fs::{self, File};
 use std::io;
 use std::path::PathBuf;
 
+use evidence::{Attester, Binding, InitDataDigest};
 use wire::initdata::{self, InitData};
 
 /// Finds the initdata disk and checks it against the digest that the virtual machine was started with.
 ///
-/// On a TEE that digest stands in a register. Without one (coco-dev) it is the kernel's command line that binds it:
-/// that protects against a disk changed alone, not against a host that changes both.
+/// On a TEE that digest stands in a register, or is extended into one. Without one (coco-dev) it is the kernel's command
+/// line that binds it: that protects against a disk changed alone, not against a host that changes both.
 ///
 /// # Errors
 /// [`Error`] for a disk without a digest, a digest without a disk, and one that does not fit the other.
-pub(crate) fn initdata() -> Result<Option<InitData>, Error> {
+pub(crate) fn initdata(attester: &Attester) -> Result<Option<InitData>, Error> {
     let command_line = fs::read_to_string("/proc/cmdline").map_err(Error::CommandLine)?;
     let bound = bound_digest(&command_line)?;
     let disk = find_disk()?;
-    match (disk, bound) {
-        (None, None) => Ok(None),
-        (None, Some(_)) => Err(Error::NoDisk),
-        (Some(_), None) => Err(Error::NoDigest),
-        (Some(initdata), Some(bound)) => check(initdata, &bound).map(Some),
-    }
+    bind(disk, bound, |digest| attester.check_initdata(&digest))
 }
 
 /// Why the guest does not start with this initdata. Nothing of it has been used then.
@@ -40,6 +36,8 @@ pub(crate) enum Error {
     NoDisk,
     #[error("initdata: a disk holds a document and no digest was given that binds it; nothing of it was applied")]
     NoDigest,
+    #[error("{0}; nothing of it was applied")]
+    Hardware(#[from] evidence::Error),
     #[error(
         "initdata: the document on the disk has digest {found}, the guest was started for {bound}; nothing of it \
          was applied; next: start the guest with the document that its owner wrote"
@@ -76,12 +74,27 @@ fn find_disk() -> Result<Option<InitData>, Error> {
     Ok(None)
 }
 
-fn check(initdata: InitData, bound: &[u8]) -> Result<InitData, Error> {
+/// Decides on what was found. `hardware` asks the TEE.
+fn bind(
+    disk: Option<InitData>,
+    command_line: Option<Vec<u8>>,
+    hardware: impl FnOnce(InitDataDigest) -> Result<Binding, evidence::Error>,
+) -> Result<Option<InitData>, Error> {
+    let Some(initdata) = disk else {
+        return if command_line.is_some() { Err(Error::NoDisk) } else { Ok(None) };
+    };
     let found = initdata.digest();
-    if found == bound {
-        Ok(initdata)
-    } else {
-        Err(Error::Digest { found: hex::encode(found), bound: hex::encode(bound) })
+    // Where both are there, both have to fit.
+    match &command_line {
+        Some(bound) if *bound != found => {
+            return Err(Error::Digest { found: hex::encode(found), bound: hex::encode(bound) });
+        }
+        _ => {}
+    }
+    match hardware((&initdata).into())? {
+        Binding::Matched { .. } | Binding::Extended { .. } => Ok(Some(initdata)),
+        Binding::Unsupported if command_line.is_some() => Ok(Some(initdata)),
+        Binding::Unsupported => Err(Error::NoDigest),
     }
 }
 
@@ -94,14 +107,38 @@ mod tests {
 
     #[test]
     fn only_the_bound_document_is_accepted() {
-        let text = "version = \"0.1.0\"\nalgorithm = \"sha256\"\n[data]\n";
-        let meant = InitData::parse(text.to_owned()).unwrap();
-        let changed = InitData::parse(format!("{text}\n")).unwrap();
-
-        assert!(check(meant.clone(), &meant.digest()).is_ok());
-        let error = check(changed, &meant.digest()).unwrap_err().to_string();
+        let (meant, changed) = (document(""), document("\n"));
+        let by_command_line = |disk: &InitData, bound: Option<&[u8]>| {
+            bind(Some(disk.clone()), bound.map(<[u8]>::to_vec), |_| Ok(Binding::Unsupported))
+        };
+        assert_eq!(by_command_line(&meant, Some(&meant.digest())).unwrap(), Some(meant.clone()));
+        let error = by_command_line(&changed, Some(&meant.digest())).unwrap_err().to_string();
         assert!(error.contains("nothing of it was applied"), "{error}");
-        assert!(check(meant.clone(), &meant.digest()[..31]).is_err());
+        assert!(by_command_line(&meant, Some(&meant.digest()[..31])).is_err());
+        assert!(matches!(by_command_line(&meant, None), Err(Error::NoDigest)));
+        assert!(matches!(bind(None, Some(meant.digest()), |_| unreachable!()), Err(Error::NoDisk)));
+        assert_eq!(bind(None, None, |_| unreachable!()).unwrap(), None);
+    }
+
+    #[test]
+    fn the_hardware_decides_where_it_can() {
+        let meant = document("");
+        let refusal =
+            || evidence::Error::InitData { register: "HOST_DATA", expected: "00".to_owned(), actual: "01".to_owned() };
+        for binding in [Binding::Matched { register: "HOST_DATA" }, Binding::Extended { pcr: 8 }] {
+            let bound = bind(Some(meant.clone()), None, |digest| {
+                assert_eq!(digest.as_bytes(), meant.digest());
+                Ok(binding)
+            });
+            assert_eq!(bound.unwrap(), Some(meant.clone()));
+        }
+        // Whatever the host writes on the command line.
+        let error = bind(Some(meant.clone()), Some(meant.digest()), |_| Err(refusal())).unwrap_err().to_string();
+        assert!(error.contains("HOST_DATA") && error.contains("nothing of it was applied"), "{error}");
+    }
+
+    fn document(more: &str) -> InitData {
+        InitData::parse(format!("version = \"0.1.0\"\nalgorithm = \"sha256\"\n[data]\n{more}")).unwrap()
     }
 
     #[test]

@@ -49,6 +49,18 @@ pub(crate) fn mount_file_systems() -> Result<(), Error> {
     step("the read-only root", || mount(NONE, "/", NONE, read_only, NONE))
 }
 
+/// Mounts the file system through which the kernel gives TSM reports, where it has one.
+///
+/// # Errors
+/// [`Error`] if the kernel refuses.
+pub(crate) fn mount_config_fs() -> Result<(), Error> {
+    if !Path::new(CONFIG).is_dir() {
+        return Ok(());
+    }
+    let plain = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    step(CONFIG, || mount(Some("configfs"), CONFIG, Some("configfs"), plain, NONE))
+}
+
 /// Ends the virtual machine. Never returns: where the kernel refuses, PID 1 has nothing left to do but to stay.
 pub(crate) fn power_off() -> ! {
     nix::unistd::sync();
@@ -92,4 +104,6 @@ pub(crate) const PROGRAM: &str = "/init";
 pub(crate) const RESOLV_CONF: &str = "/run/resolv.conf";
 const NONE: Option<&str> = None;
 const NEW_ROOT: &str = "/newroot";
+/// Made by the kernel when it has configfs.
+const CONFIG: &str = "/sys/kernel/config";
 const CGROUPS: &str = "/sys/fs/cgroup";

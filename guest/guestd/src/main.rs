@@ -1,29 +1,41 @@
-//! guestd, the guest's only program: PID 1 of the virtual machine, with every role as a task.
+//! guestd, the guest's only program: PID 1 of the virtual machine, with every role as a task; or one role by its name.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod attestation;
 mod binding;
 mod images;
 mod init;
 mod kernel_modules;
+mod programs;
 mod resources;
 mod roles;
+mod secrets;
 
+use std::path::Path;
 use std::process::ExitCode;
 
+use evidence::Attester;
 use kernel_modules::Group;
+use programs::Program;
 use wire::milestone::Milestone;
 
 fn main() -> ExitCode {
     // A container is made by this program again, before it has any thread.
-    let mut arguments = std::env::args_os().skip(1);
-    if arguments.next().is_some_and(|argument| argument == agent::HELPER_ARG) {
+    let mut arguments = std::env::args_os();
+    if arguments.by_ref().nth(1).is_some_and(|argument| argument == agent::HELPER_ARG) {
         return agent::run_helper(arguments).into();
     }
+    // The kernel hands words of its command line to the first process: the host would choose its role.
     if std::process::id() != 1 {
-        eprintln!("guestd is the first process of a guest; next: start a pod with \"cocoon run\"");
-        return ExitCode::FAILURE;
+        return match Program::find(std::env::args_os().collect()) {
+            Some(program) => program.run(),
+            None => {
+                eprintln!("{}", programs::USAGE);
+                ExitCode::FAILURE
+            }
+        };
     }
 
     println!("{}", Milestone::Init);
@@ -41,9 +53,11 @@ fn run() -> Result<(), roles::Error> {
     kernel_modules::load(Group::FirstAnswer)?;
     if kernel_modules::in_a_tee() {
         kernel_modules::load(Group::Tee)?;
+        init::mount_config_fs()?;
     }
     tracing_subscriber::fmt().with_max_level(tracing::Level::INFO).with_ansi(false).without_time().init();
+    let attester = Attester::detect(Path::new("/"))?;
     // Before anything of it is used: is this the initdata that the owner meant?
-    let initdata = binding::initdata()?;
-    roles::serve(initdata)
+    let initdata = binding::initdata(&attester)?;
+    roles::serve(attester, initdata)
 }

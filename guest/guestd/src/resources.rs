@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use data_hub::DataHub;
 use wire::resource::ResourceUri;
-use workload_api::{ResourceError, Resources};
+use workload_api::{Failure, Resources};
 use zeroize::Zeroizing;
 
 /// Resources of the data hub.
@@ -13,17 +13,19 @@ pub(crate) struct HubResources(pub(crate) Arc<DataHub>);
 
 #[async_trait]
 impl Resources for HubResources {
-    async fn get(&self, uri: &ResourceUri) -> Result<Zeroizing<Vec<u8>>, ResourceError> {
+    async fn get(&self, uri: &ResourceUri) -> Result<Zeroizing<Vec<u8>>, Failure> {
         self.0.get_resource(uri).await.map_err(|error| {
             let text = error.to_string();
             if error.is_not_found() {
-                ResourceError::NotFound(text)
+                Failure::NotFound(text)
             } else if error.is_refused() {
-                ResourceError::Refused(text)
+                Failure::Refused(text)
+            } else if matches!(&error, data_hub::Error::Broker(error) if error.is_late()) {
+                Failure::Late(text)
             } else if error.is_unreachable() {
-                ResourceError::Unreachable(text)
+                Failure::Unreachable(text)
             } else {
-                ResourceError::Other(text)
+                Failure::Other(text)
             }
         })
     }

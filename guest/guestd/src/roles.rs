@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use agent::{Agent, AgentConfig, AgentEvent, Policy};
-use attestation_agent::{AaConfig, AttestationAgent};
+use attestation_agent::{AaConfig, AttestationAgent, process};
 use data_hub::{CdhConfig, DataHub};
 use evidence::Attester;
 use tokio::runtime::Builder;
@@ -12,23 +12,25 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, watch};
 use wire::initdata::InitData;
 use wire::milestone::Milestone;
-use workload_api::WorkloadApi;
+use workload_api::{Api, Caller, Features, WorkloadApi};
 
+use crate::attestation::AgentAttestation;
 use crate::images::HubImages;
 use crate::kernel_modules::Group;
 use crate::resources::HubResources;
+use crate::secrets::HubSecrets;
 use crate::{binding, init, kernel_modules};
 
 /// Configures every role from the initdata and serves until one of them fails.
 ///
 /// # Errors
 /// The first role that can't be set up, or that ends.
-pub(crate) fn serve(initdata: Option<InitData>) -> Result<(), Error> {
+pub(crate) fn serve(attester: Attester, initdata: Option<InitData>) -> Result<(), Error> {
     let runtime = Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build().map_err(Error::Runtime)?;
-    runtime.block_on(run(initdata))
+    runtime.block_on(run(attester, initdata))
 }
 
-async fn run(initdata: Option<InitData>) -> Result<(), Error> {
+async fn run(attester: Attester, initdata: Option<InitData>) -> Result<(), Error> {
     let file = |name| initdata.as_ref().and_then(|initdata: &InitData| initdata.get(name));
     let policy = match file("policy.rego") {
         Some(text) => Policy::parse(text)?,
@@ -37,13 +39,13 @@ async fn run(initdata: Option<InitData>) -> Result<(), Error> {
     let aa = file("aa.toml").map(AaConfig::parse).transpose()?.unwrap_or_default();
     let cdh = file("cdh.toml").map(CdhConfig::parse).transpose()?.unwrap_or_default();
 
-    let attester = Attester::detect(Path::new("/"))?;
     let attestation = Arc::new(AttestationAgent::new(aa, attester, initdata.clone())?);
     let hub = Arc::new(DataHub::new(cdh, Arc::clone(&attestation))?);
     let (drivers, loaded) = watch::channel(false);
     let agent = Arc::new(Agent::new(AgentConfig {
         policy,
         images: Arc::new(HubImages::new(Arc::clone(&hub))),
+        secrets: Some(Arc::new(HubSecrets(Arc::clone(&hub)))),
         helper: PathBuf::from(init::PROGRAM),
         root: PathBuf::from("/run/kata-containers"),
         resolv_conf: Some(PathBuf::from(init::RESOLV_CONF)),
@@ -80,8 +82,21 @@ async fn serve_pod(
     agent::bring_up_loopback().await?;
 
     let address = WORKLOADS.parse().map_err(|_| Error::Address)?;
+    let command_line = process::command_line();
+    let features = process::kernel_parameter(&command_line, FEATURES).map_or(Ok(Features::default()), str::parse)?;
     let resources = Arc::new(HubResources(Arc::clone(&hub)));
-    let workload_api = WorkloadApi::bind(address, attestation.tee(), resources).await?;
+    let api = Api::new(features, resources, Arc::new(AgentAttestation(Arc::clone(&attestation))));
+    let by_process = process::kernel_parameter(&command_line, SOCKET)
+        // Only containers that the owner's policy gives this socket to can reach it.
+        .map(|path| WorkloadApi::bind_unix(Path::new(path), Arc::new(|_: &Caller, _: &str| true), api.clone()))
+        .transpose()?;
+    let by_process = async {
+        match by_process {
+            Some(api) => api.serve().await,
+            None => std::future::pending().await,
+        }
+    };
+    let workload_api = WorkloadApi::bind(address, api).await?;
     let _attestation_api = attestation_agent::serve(Arc::clone(&attestation), attestation_agent::ADDRESS).await?;
     let mut attested = attestation.attested();
     let announce = async {
@@ -98,6 +113,7 @@ async fn serve_pod(
     };
     tokio::select! {
         outcome = workload_api.serve() => Ok(outcome?),
+        outcome = by_process => Ok(outcome?),
         outcome = hub_api => outcome,
         outcome = announce => outcome,
     }
@@ -154,12 +170,18 @@ pub(crate) enum Error {
     Network(#[from] agent::NetworkError),
     #[error("workload API: {0}")]
     WorkloadApi(#[from] workload_api::Error),
+    #[error("workload API: {FEATURES} on the kernel's command line: {0}")]
+    Features(#[from] workload_api::UnknownFeatures),
     #[error("workload API: its address is not one")]
     Address,
 }
 
 /// Any context id, the agent's port.
 const AGENT: &str = "vsock://-1:1024";
+/// As upstream's agent reads it from the kernel's command line.
+const FEATURES: &str = "agent.guest_components_rest_api";
+/// A unix socket for the workload API, beside its address; none by default.
+const SOCKET: &str = "cocoon.workload_socket";
 const WORKLOADS: &str = "127.0.0.1:8006";
 /// One guest processor is the rule; a second thread keeps requests going beside a blocking policy.
 const WORKERS: usize = 2;
