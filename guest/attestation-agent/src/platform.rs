@@ -168,3 +168,52 @@ impl Inner {
 
 /// Where TPMs hold the initdata's digest.
 const INITDATA_PCR: u32 = 8;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn a_guest_whose_hardware_holds_another_initdata_is_refused() {
+        let (root, platform) = tdx(&[[1; 32].as_slice(), &[0; 16]].concat());
+        let digest = |byte| InitDataDigest::new(&[byte; 32]).unwrap();
+
+        let error = platform.bind(digest(2)).unwrap_err().to_string();
+        assert!(error.contains("MRCONFIGID") && error.contains("; next: "), "{error}");
+        assert_eq!(platform.bind(digest(1)).unwrap(), Binding::Matched { register: "MRCONFIGID" });
+
+        // What is bound stays bound, even if nobody could ask the hardware any longer.
+        drop(root);
+        assert!(platform.bind(digest(1)).is_ok());
+        assert!(matches!(platform.bind(digest(2)), Err(Error::BoundAlready)));
+    }
+
+    #[tokio::test]
+    async fn an_event_that_the_kernel_can_not_measure_is_not_supported() {
+        let (root, platform) = tdx(&[0; 48]);
+        let event = || Event::new("a", "b", "c").unwrap();
+        assert_eq!(platform.measure(event(), None).await.unwrap(), Measured::NotEnabled);
+
+        let attester = Attester::detect(root.path()).unwrap();
+        let path = root.path().join("eventlog");
+        let config = EventLogConfig { enable_eventlog: true, path: path.clone(), ..EventLogConfig::default() };
+        let platform = Platform::new(attester, &config).unwrap();
+        // There is neither a file nor a device of a register in this tree.
+        assert!(!matches!(platform.measure(event(), None).await, Ok(Measured::Done)));
+        assert!(fs::read(path).unwrap_or_default().is_empty());
+    }
+
+    /// A tree like that of a TDX guest whose kernel shows this register.
+    fn tdx(mr_config_id: &[u8]) -> (tempfile::TempDir, Platform) {
+        let root = tempfile::tempdir().unwrap();
+        let measurements = root.path().join("sys/devices/virtual/misc/tdx_guest/measurements");
+        fs::create_dir_all(&measurements).unwrap();
+        fs::write(measurements.join("mrconfigid"), mr_config_id).unwrap();
+        fs::create_dir_all(root.path().join("dev")).unwrap();
+        fs::write(root.path().join("dev/tdx_guest"), "").unwrap();
+        let attester = Attester::detect(root.path()).unwrap();
+        assert_eq!(attester.tee(), Tee::Tdx);
+        (root, Platform::new(attester, &EventLogConfig::default()).unwrap())
+    }
+}
