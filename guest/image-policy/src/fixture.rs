@@ -73,7 +73,7 @@ impl Pulled {
 pub(crate) struct Memory {
     pub(crate) documents: HashMap<String, Vec<u8>>,
     pub(crate) lookaside: HashMap<String, Vec<u8>>,
-    /// The URLs that a lookaside store refuses to answer.
+    /// The URLs that a lookaside store refuses to answer; `referrers` for the registry's list.
     pub(crate) refused: Vec<String>,
     pub(crate) manifests: HashMap<String, Vec<u8>>,
     pub(crate) blobs: HashMap<String, Vec<u8>>,
@@ -107,6 +107,9 @@ impl SignatureSources for Memory {
     }
 
     async fn referrers(&self, digest: &Digest, _artifact_type: &str) -> Result<Vec<Descriptor>, SourceError> {
+        if self.refused.iter().any(|refused| refused == "referrers") {
+            return Err("the registry answers 405".into());
+        }
         Ok(self.referrers.get(&digest.to_string()).cloned().unwrap_or_default())
     }
 }

@@ -153,7 +153,8 @@ impl Search<'_> {
     /// Goes through the bundles that refer to a digest.
     async fn referring(&mut self, digest: &Digest, sources: &dyn SignatureSources) -> Option<String> {
         let listed = sources.referrers(digest, BUNDLE_TYPE).await;
-        let mut referrers = self.keep(&format!("the list of what refers to {digest}"), listed)?;
+        // Some registries that don't know the question answer with an error, and have a tag all the same.
+        let mut referrers = self.keep(&format!("the list of what refers to {digest}"), listed).unwrap_or_default();
         if referrers.is_empty() {
             referrers = self.referrers_tag(digest, sources).await?;
         }
@@ -162,6 +163,7 @@ impl Search<'_> {
             let artifact = it.artifact_type().as_ref().map(ToString::to_string);
             artifact.is_none_or(|artifact| artifact.starts_with(BUNDLE_FAMILY) || artifact == EMPTY_TYPE)
         });
+        let mut content = None;
         for referrer in bundles.take(MAX_SIGNATURES) {
             let Some(Some(manifest)) =
                 self.manifest(referrer.digest().as_ref(), Some(referrer.digest()), sources).await
@@ -174,8 +176,11 @@ impl Search<'_> {
                 }
                 let place = format!("bundle {}", layer.digest());
                 let Some(json) = self.blob(&place, layer, sources).await else { continue };
-                let content = self.signed_manifest(digest, sources).await;
-                if let Some(found) = self.accept(&place, bundle::candidate(&json, digest, content.as_deref())) {
+                if content.is_none() {
+                    content = Some(self.signed_manifest(digest, sources).await);
+                }
+                let candidate = bundle::candidate(&json, digest, content.as_ref().and_then(Option::as_deref));
+                if let Some(found) = self.accept(&place, candidate) {
                     return Some(found);
                 }
             }

@@ -65,6 +65,16 @@ async fn a_bundle_of_either_kind_is_found_either_way_for_manifest_and_index() {
 }
 
 #[tokio::test]
+async fn a_registry_that_refuses_to_list_may_have_a_tag() {
+    let (key, subject) = (Key::new(), Pulled::new("registry.example/team/app:v1"));
+    let mut sources = Memory { refused: vec!["referrers".to_owned()], ..Memory::default() };
+    let refusal = check(&by_key(&key), &subject.single(), &sources).await.unwrap_err();
+    assert!(refusal.contains("the registry answers 405"), "{refusal}");
+    sources.refer(&subject.digest, &signed_statement(&key, &subject.digest, SIGN_PREDICATE), true);
+    check(&by_key(&key), &subject.single(), &sources).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_bundle_that_is_no_signature_of_the_image_is_refused_with_its_reason() {
     let (key, subject) = (Key::new(), Pulled::new("registry.example/team/app:v1"));
     let good = signed_statement(&key, &subject.digest, SIGN_PREDICATE);
