@@ -27,7 +27,7 @@ use crate::registries::{Candidates, RegistryConfig, Source};
 use access::Authorization;
 pub(crate) use client::{Clients, Patience};
 pub use error::RegistryError;
-use error::{Attempt, causes, explanation};
+use error::{Attempt, blames_certificate, causes, explanation};
 
 /// Speaks to registries for one pull: with the accounts, mirrors and tokens of that pull and of no other.
 pub(crate) struct Session {
@@ -244,6 +244,8 @@ impl Session {
         let error = error.without_url();
         if error.is_timeout() && !error.is_connect() {
             RegistryError::Stalled { registry, seconds: self.clients.patience.stall.as_secs_f32() }
+        } else if blames_certificate(&error) {
+            RegistryError::Untrusted { registry, cause: causes(&error) }
         } else if error.is_connect() {
             RegistryError::Unreachable { registry, cause: causes(&error) }
         } else if error.is_redirect() || error.is_builder() {

@@ -2,17 +2,28 @@
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::io;
 use std::time::Duration;
 
 /// Why a registry did not deliver.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum RegistryError {
-    /// No connection, or no trusted one.
+    /// No connection.
     #[error(
-        "registry {registry} can't be reached: {cause}; next: check its name, the guest's network and image_pull_proxy, \
-         and extra_root_certificates if its certificate is a private one"
+        "registry {registry} can't be reached: {cause}; next: check its name, the guest's network and image_pull_proxy"
     )]
     Unreachable {
+        /// Host and port.
+        registry: String,
+        /// What happened.
+        cause: String,
+    },
+    /// Somebody else may have answered.
+    #[error(
+        "registry {registry} can't be trusted: {cause}; next: check its certificate, and add its authority to \
+         extra_root_certificates if that is a private one"
+    )]
+    Untrusted {
         /// Host and port.
         registry: String,
         /// What happened.
@@ -194,6 +205,22 @@ pub(super) fn causes(error: &dyn StdError) -> String {
         source = cause.source();
     }
     text
+}
+
+/// Whether a certificate is the reason: another try will bring the same one.
+pub(super) fn blames_certificate(error: &(dyn StdError + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(rustls::Error::InvalidCertificate(_)) = error.downcast_ref() {
+            return true;
+        }
+        // An I/O error shows what its inner error came from, and not that one.
+        cause = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            Some(inner) => Some(inner),
+            None => error.source(),
+        };
+    }
+    false
 }
 
 #[cfg(test)]
