@@ -7,7 +7,7 @@ use serde::Deserialize;
 use wire::resource::ResourceUri;
 
 /// The document `cdh.toml`. Unknown keys are errors.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CdhConfig {
     /// Where the services listen: `unix:///path` for ttrpc, `127.0.0.1:port` for gRPC.
@@ -56,22 +56,6 @@ impl CdhConfig {
             return Err(ConfigError::Kbc(self.kbc.name.clone()));
         }
         self.credentials.iter().try_for_each(Credential::validate)
-    }
-}
-
-impl Default for CdhConfig {
-    fn default() -> Self {
-        Self {
-            socket: None,
-            aa: AaConfig::default(),
-            kbc: KbcConfig::default(),
-            credentials: Vec::new(),
-            image: None,
-            sealed_secret: SealedSecretConfig::default(),
-            skip_sealed_secret_verification: false,
-            log: LogConfig::default(),
-            places: Places::default(),
-        }
     }
 }
 
