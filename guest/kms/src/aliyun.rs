@@ -23,7 +23,7 @@ pub(crate) async fn decrypt(kms: &Kms, key: Named<'_>, ciphertext: &[u8]) -> Res
     }
     let refused = |client| Err(Error::CannotDecrypt { service: SERVICE, client });
     match typed(SERVICE, SETTINGS, key.settings)? {
-        Client::ClientKey { client_key_id, kms_instance_id } => {
+        Access::ClientKey { client_key_id, kms_instance_id } => {
             let annotations: Annotations = typed(SERVICE, ANNOTATIONS, key.annotations)?;
             let iv = STANDARD.decode(annotations.iv).map_err(|_| {
                 let cause = "iv is not base64".to_owned();
@@ -31,8 +31,8 @@ pub(crate) async fn decrypt(kms: &Kms, key: Named<'_>, ciphertext: &[u8]) -> Res
             })?;
             Instance::open(kms, &client_key_id, &kms_instance_id).await?.decrypt(key.name, ciphertext, iv).await
         }
-        Client::EcsRamRole {} => refused("ecs_ram_role"),
-        Client::StsToken { .. } => refused("sts_token"),
+        Access::EcsRamRole {} => refused("ecs_ram_role"),
+        Access::StsToken { .. } => refused("sts_token"),
     }
 }
 
@@ -40,11 +40,11 @@ pub(crate) async fn decrypt(kms: &Kms, key: Named<'_>, ciphertext: &[u8]) -> Res
 pub(crate) async fn secret(kms: &Kms, secret: Named<'_>) -> Result<Zeroizing<Vec<u8>>, Error> {
     let version: Version = typed(SERVICE, ANNOTATIONS, secret.annotations)?;
     match typed(SERVICE, SETTINGS, secret.settings)? {
-        Client::ClientKey { client_key_id, kms_instance_id } => {
+        Access::ClientKey { client_key_id, kms_instance_id } => {
             Instance::open(kms, &client_key_id, &kms_instance_id).await?.secret(secret.name, version).await
         }
-        Client::EcsRamRole {} => AccessKey::of_role(kms).await?.secret(kms, secret.name, &version).await,
-        Client::StsToken { token_path, region_id } => {
+        Access::EcsRamRole {} => AccessKey::of_role(kms).await?.secret(kms, secret.name, &version).await,
+        Access::StsToken { token_path, region_id } => {
             AccessKey::in_file(kms, &token_path, region_id).await?.secret(kms, secret.name, &version).await
         }
     }
@@ -52,7 +52,7 @@ pub(crate) async fn secret(kms: &Kms, secret: Named<'_>) -> Result<Zeroizing<Vec
 
 #[derive(Deserialize)]
 #[serde(tag = "client_type", rename_all = "snake_case")]
-enum Client {
+enum Access {
     /// A client key of a KMS instance.
     ClientKey { client_key_id: String, kms_instance_id: String },
     /// The role of the virtual machine, which its host's metadata service gives out.
