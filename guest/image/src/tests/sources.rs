@@ -1,6 +1,8 @@
 //! Where images come from: mirrors, accounts, proxies, and what a registry may ask for.
 
 use aws_lc_rs::digest::{SHA512, digest};
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
 
 use super::proxy_double::ProxyDouble;
 use super::registry_double::Fault;
@@ -318,4 +320,59 @@ async fn digests_may_be_of_sha512() {
     );
     let error = unpack(&guest, &other).await.unwrap_err();
     assert!(error.contains("other bytes than asked for"), "{error}");
+}
+
+#[tokio::test]
+async fn a_signature_is_found_beside_the_image_at_its_mirror() {
+    let registry = RegistryDouble::with(&[layer()]).await;
+    let document =
+        format!("[[registry]]\nprefix = \"origin.test\"\nlocation = \"{}\"\ninsecure = true\n", registry.host());
+    let key = rcgen::KeyPair::generate().unwrap();
+    let guest = Guest::with(&registry, |config, folder| {
+        remapped(&document)(config, folder);
+        std::fs::write(folder.join("cosign.pub"), key.public_key_pem()).unwrap();
+        let signed = json!([{
+            "type": "sigstoreSigned", "keyPath": folder.join("cosign.pub"), "signedIdentity": { "type": "matchRepository" },
+        }]);
+        let policy =
+            json!({ "default": [{ "type": "reject" }], "transports": { "docker": { "origin.test": signed } } });
+        config.image_security_policy = Some(policy.to_string());
+    });
+    let unsigned = unpack(&guest, "origin.test/app:v1").await.unwrap_err();
+    assert!(unsigned.contains("origin.test/app:v1") && unsigned.contains("sigstoreSigned"), "{unsigned}");
+
+    // What it signs is the image's own name, not the mirror's.
+    let digest = guest.puller.resolve("origin.test/app:v1").await.unwrap().digest;
+    let payload = json!({
+        "critical": {
+            "identity": { "docker-reference": "origin.test/app" },
+            "image": { "docker-manifest-digest": digest },
+            "type": "cosign container image signature",
+        },
+        "optional": null,
+    })
+    .to_string();
+    let signer = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &key.serialize_der()).unwrap();
+    let signature = signer.sign(&SystemRandom::new(), payload.as_bytes()).unwrap();
+    registry.put(&format!("/v2/app/blobs/{}", sha256(payload.as_bytes())), "text/plain", payload.as_bytes());
+    let manifest = json!({
+        "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": { "mediaType": "application/vnd.oci.image.config.v1+json", "digest": sha256(b"{}"), "size": 2 },
+        "layers": [{
+            "mediaType": "application/vnd.dev.cosign.simplesigning.v1+json",
+            "digest": sha256(payload.as_bytes()), "size": payload.len(),
+            "annotations": { "dev.cosignproject.cosign/signature": STANDARD.encode(signature.as_ref()) },
+        }],
+    });
+    registry.put(
+        &format!("/v2/app/manifests/{}.sig", digest.replace(':', "-")),
+        "application/vnd.oci.image.manifest.v1+json",
+        manifest.to_string().as_bytes(),
+    );
+
+    assert_eq!(unpack(&guest, "origin.test/app:v1").await.unwrap(), "hello");
+    std::fs::write(guest.folder.path().join("cosign.pub"), rcgen::KeyPair::generate().unwrap().public_key_pem())
+        .unwrap();
+    let foreign = unpack(&guest, "origin.test/app:v1").await.unwrap_err();
+    assert!(foreign.contains("sigstoreSigned"), "{foreign}");
 }
