@@ -24,9 +24,9 @@ use wire::layer::{AnnotationPacket, Encryptor, PROVIDER_ANNOTATION_PREFIX, PUBLI
 use zeroize::Zeroizing;
 
 use crate::digest::sha256;
+use crate::documents::FilesAlone;
 use crate::error::{Error, Stage};
 use crate::registry::Patience;
-use crate::documents::FilesAlone;
 use crate::{ImageConfig, KeyError, LayerKeys, Puller, RegistryConfig};
 
 use registry_double::RegistryDouble;
