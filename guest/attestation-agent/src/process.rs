@@ -34,16 +34,13 @@ pub fn failed(role: &str, error: &dyn fmt::Display) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Starts the log: what the environment's `RUST_LOG` says, else `level`, else `info`.
+/// Starts the log on stderr: what the environment's `RUST_LOG` says, else `level`, else `info`.
 ///
 /// # Errors
-/// If neither is a level (`error`, `warn`, `info`, `debug`, `trace`, `off`) or a list of `target=level`.
+/// [`Error::Level`] if `level` is not one (`error`, `warn`, `info`, `debug`, `trace`, `off`), or `RUST_LOG` neither one
+/// nor a list of `target=level`.
 pub fn log(level: Option<&str>) -> Result<(), Error> {
-    let wanted = std::env::var("RUST_LOG").ok().filter(|text| !text.is_empty());
-    let wanted = wanted.as_deref().or(level).unwrap_or("info");
-    let filter: Targets = wanted.parse().map_err(|_| Error::Level(wanted.to_owned()))?;
-    // The HTTP stack's own events at "debug" name every frame.
-    let filter = if wanted.contains(['=', ',']) { filter } else { filter.with_target("h2", LevelFilter::INFO) };
+    let filter = filter(std::env::var("RUST_LOG").ok().as_deref(), level)?;
     let output = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(io::stderr);
     // A second role in one process keeps the first one's log.
     let _ = tracing_subscriber::registry().with(output).with(filter).try_init();
@@ -120,6 +117,16 @@ pub enum Error {
     Level(String),
 }
 
+fn filter(environment: Option<&str>, level: Option<&str>) -> Result<Targets, Error> {
+    let level = level.unwrap_or("info");
+    // A word that is no level would be taken for a target, and everything else be silent.
+    let filter = Targets::new().with_default(level.parse::<LevelFilter>().map_err(|_| Error::Level(level.to_owned()))?);
+    match environment {
+        Some(text) if !text.is_empty() => text.parse().map_err(|_| Error::Level(text.to_owned())),
+        _ => Ok(filter),
+    }
+}
+
 /// Waits for a signal that asks for the end.
 async fn told_to_end() -> io::Result<()> {
     let (mut interrupt, mut terminate, mut hang_up) =
@@ -160,6 +167,26 @@ mod tests {
         assert!(matches!(ConfigFile::read(&folder.path().join("none.toml")), Err(Error::File { .. })));
         let long = write("long.toml", &"#".repeat((1 << 20) + 1));
         assert!(matches!(ConfigFile::read(&long), Err(Error::File { .. })));
+    }
+
+    #[test]
+    fn the_environment_s_level_comes_before_the_configuration_s() {
+        use tracing::Level;
+        for (environment, level, expected) in [
+            (None, None, Level::INFO),
+            (Some(""), Some("warn"), Level::WARN),
+            (Some("debug"), Some("warn"), Level::DEBUG),
+            (Some("warn,attestation_agent=trace"), None, Level::TRACE),
+        ] {
+            let filter = filter(environment, level).unwrap();
+            assert!(filter.would_enable("attestation_agent::agent", &expected), "{environment:?} {level:?}");
+            let more = (expected != Level::TRACE).then_some(Level::TRACE);
+            assert!(more.is_none_or(|more| !filter.would_enable("attestation_agent::agent", &more)));
+        }
+        for (environment, level) in [(None, Some("verbose")), (Some("agent=verbose"), None)] {
+            let error = filter(environment, level).err().unwrap().to_string();
+            assert!(error.contains("verbose") && error.contains("; next: "), "{error}");
+        }
     }
 
     #[test]
