@@ -72,6 +72,9 @@ const PACKAGES: &[Package] = &[
     Package { name: "e2fsprogs", file: "/usr/sbin/mke2fs" },
     Package { name: "erofs-utils", file: "/usr/bin/mkfs.erofs" },
     Package { name: "cryptsetup-bin", file: "/usr/sbin/cryptsetup" },
+    // A TPM in software, and whose signatures images carry.
+    Package { name: "swtpm", file: "/usr/bin/swtpm" },
+    Package { name: "gnupg", file: "/usr/bin/gpg" },
     Package { name: "iproute2", file: "/bin/ip" },
     Package { name: "ca-certificates", file: "/etc/ssl/certs/ca-certificates.crt" },
     Package { name: "debian-archive-keyring", file: "/usr/share/keyrings/debian-archive-keyring.gpg" },

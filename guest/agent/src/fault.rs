@@ -64,9 +64,13 @@ impl Fault {
             Self::State(_) => Code::FAILED_PRECONDITION,
             Self::Unimplemented(_) => Code::UNIMPLEMENTED,
             Self::Abandoned => Code::CANCELLED,
-            Self::Image(_) | Self::Secret(_) | Self::Digest(..) | Self::Helper(_) | Self::Network(_) | Self::Io(..) | Self::Task(_) => {
-                Code::INTERNAL
-            }
+            Self::Image(_)
+            | Self::Secret(_)
+            | Self::Digest(..)
+            | Self::Helper(_)
+            | Self::Network(_)
+            | Self::Io(..)
+            | Self::Task(_) => Code::INTERNAL,
         }
     }
 }

@@ -40,7 +40,7 @@ async fn the_initdata_goes_with_the_evidence_byte_for_byte() {
     let kbs = KbsDouble::start().await;
     let text = "version = \"0.1.0\"\nalgorithm = \"sha256\"\n# a comment\n[data]\n";
     let initdata = InitData::parse(text.to_owned()).unwrap();
-    let agent = AttestationAgent::new(config(&kbs), Attester::Sample, Some(initdata)).unwrap();
+    let agent = AttestationAgent::new(config(&kbs), Attester::sample(), Some(initdata)).unwrap();
 
     agent.token().await.unwrap();
 
@@ -93,7 +93,7 @@ async fn an_expired_token_is_replaced() {
     let time = Arc::new(Mutex::new(Instant::now()));
     let clock = Arc::clone(&time);
     let agent =
-        AttestationAgent::with_clock(config(&kbs), Attester::Sample, None, Arc::new(move || *clock.lock().unwrap()))
+        AttestationAgent::with_clock(config(&kbs), Attester::sample(), None, Arc::new(move || *clock.lock().unwrap()))
             .unwrap();
 
     agent.token().await.unwrap();
@@ -155,7 +155,7 @@ async fn an_unreachable_broker_is_named_with_its_cause() {
     let address = listener.local_addr().unwrap();
     drop(listener);
     let config = AaConfig::parse(&format!("[token_configs.kbs]\nurl = \"http://{address}\"\n")).unwrap();
-    let agent = AttestationAgent::new(config, Attester::Sample, None).unwrap();
+    let agent = AttestationAgent::new(config, Attester::sample(), None).unwrap();
 
     let error = agent.token().await.unwrap_err();
 
@@ -231,7 +231,7 @@ async fn tls_is_trusted_through_the_configured_ca_alone() {
     for cert in [stranger.ca.clone(), None] {
         let mut config = config(&kbs);
         config.token_configs.kbs.as_mut().unwrap().cert = cert;
-        let agent = AttestationAgent::new(config, Attester::Sample, None).unwrap();
+        let agent = AttestationAgent::new(config, Attester::sample(), None).unwrap();
         let error = agent.token().await.unwrap_err();
         assert!(matches!(&error, Error::Tls { .. }), "{error}");
         assert!(error.to_string().contains("token_configs.kbs.cert"), "{error}");
@@ -239,7 +239,7 @@ async fn tls_is_trusted_through_the_configured_ca_alone() {
 }
 
 fn agent(kbs: &KbsDouble) -> Arc<AttestationAgent> {
-    Arc::new(AttestationAgent::new(config(kbs), Attester::Sample, None).unwrap())
+    Arc::new(AttestationAgent::new(config(kbs), Attester::sample(), None).unwrap())
 }
 
 fn config(kbs: &KbsDouble) -> AaConfig {

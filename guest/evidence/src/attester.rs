@@ -19,24 +19,19 @@ use crate::{Binding, Error, InitDataDigest, Registers, detect};
 /// Every method may block on the hardware for up to seconds: async callers use a thread that may.
 #[derive(Debug)]
 pub struct Attester {
-    /// `None` is the sample that the whole process shares.
-    primary: Option<Box<dyn Collector>>,
+    primary: Box<dyn Collector>,
     devices: Vec<Box<dyn Device>>,
     /// The agent's event log, if evidence is to carry it.
     event_log: Option<PathBuf>,
 }
 
 impl Attester {
-    /// The sample attester, whose registers the whole process shares. [`Attester::sample`] has its own.
-    #[allow(non_upper_case_globals)]
-    pub const Sample: Self = Self { primary: None, devices: Vec::new(), event_log: None };
-
     /// The attester of machines without a TEE: evidence that anyone can make.
     ///
     /// Its registers are memory of this value. They make event logs work where there is no hardware, and prove
     /// nothing.
     pub fn sample() -> Self {
-        Self { primary: Some(Box::new(Sample::new())), ..Self::Sample }
+        Self { primary: Box::new(Sample::new()), devices: Vec::new(), event_log: None }
     }
 
     /// Finds the TEE, and the devices beside it, by the traces that they leave in the file system under `root`, which
@@ -54,7 +49,7 @@ impl Attester {
         let devices = detect::devices(&machine, primary.tee())?;
         let event_log = machine.variable("AAEL_PATH").unwrap_or(EVENT_LOG);
         let event_log = Some(root.join(event_log.trim_start_matches('/')));
-        Ok(Self { primary: Some(primary), devices, event_log })
+        Ok(Self { primary, devices, event_log })
     }
 
     /// Takes the guest's own event log (AAEL), which evidence of TDX and CSV carries, from `path` instead of the
@@ -67,7 +62,7 @@ impl Attester {
 
     /// The TEE's name in attestations.
     pub fn tee(&self) -> Tee {
-        self.primary().tee()
+        self.primary.tee()
     }
 
     /// The devices that [`Attester::additional_evidence`] speaks for.
@@ -84,7 +79,7 @@ impl Attester {
     /// [`Error::ReportData`] if it is longer than the TEE can carry ([`MAX_REPORT_DATA`] bytes, but for
     /// [`Tee::Se`]); otherwise what the hardware, the kernel or the cloud's metadata service refused.
     pub fn evidence(&self, report_data: &[u8]) -> Result<Value, Error> {
-        let primary = self.primary();
+        let primary = &self.primary;
         let limit = primary.max_report_data();
         if report_data.len() > limit {
             return Err(Error::ReportData { length: report_data.len(), limit });
@@ -110,7 +105,7 @@ impl Attester {
 
     /// The runtime measurement registers; `None` where the TEE has none.
     pub fn registers(&self) -> Option<&dyn Registers> {
-        self.primary().registers()
+        self.primary.registers()
     }
 
     /// Binds the guest to its initdata: compares `digest` with what the hardware was launched with, or, on a TPM,
@@ -120,7 +115,7 @@ impl Attester {
     /// [`Error::InitData`] if the hardware holds another digest: the caller must end then, as the host gave the
     /// guest an initdata that its owner did not choose. Otherwise as [`Attester::evidence`].
     pub fn check_initdata(&self, digest: &InitDataDigest) -> Result<Binding, Error> {
-        self.primary().check_initdata(digest)
+        self.primary.check_initdata(digest)
     }
 
     /// What the agent has logged so far; nothing if it has not started to.
@@ -135,11 +130,6 @@ impl Attester {
             Err(error) => Err(error),
         }
         .map_err(|e| Error::file(&path.display().to_string(), &e))
-    }
-
-    fn primary(&self) -> &dyn Collector {
-        static SHARED: Sample = Sample::new();
-        self.primary.as_deref().unwrap_or(&SHARED)
     }
 }
 
@@ -220,7 +210,7 @@ mod tests {
         let path = folder.path().join("eventlog");
         let kernel = FakeKernel::new().tsm(Tsm::new("tdx_guest", <[u8]>::to_vec));
         let tdx = Tdx::new(&kernel.machine().0);
-        let attester = Attester { primary: Some(Box::new(tdx)), ..Attester::Sample }.with_event_log(path.clone());
+        let attester = Attester { primary: Box::new(tdx), ..Attester::sample() }.with_event_log(path.clone());
 
         assert_eq!(attester.evidence(&[1]).unwrap()["cc_eventlog"], Value::Null);
         std::fs::write(&path, "agent's").unwrap();

@@ -40,13 +40,8 @@ impl Guest {
 
         let algorithm = challenge.hash_algorithm()?;
         let runtime_data = RuntimeData { nonce: challenge.nonce, tee_pubkey: self.key.public_jwk()? };
-        let additional = match std::env::var_os(SAMPLE_DEVICE) {
-            Some(_) => {
-                let evidence = Attester::Sample.evidence(&runtime_data.device_report_data(algorithm)?)?;
-                json!({ "sampledevice": evidence }).to_string()
-            }
-            None => String::new(),
-        };
+        let devices = attester.additional_evidence(&runtime_data.device_report_data(algorithm)?)?;
+        let additional = devices.map_or_else(String::new, |devices| Value::from(devices).to_string());
         let evidence = attester.evidence(&runtime_data.report_data(&additional, algorithm)?)?;
         let mut attestation = json!({
             "runtime-data": runtime_data,
@@ -107,6 +102,3 @@ fn parse<T: DeserializeOwned>(what: &'static str, body: &[u8]) -> Result<T, Erro
         column: e.column(),
     })
 }
-
-/// Adds evidence of a sample device, as upstream's tool does.
-const SAMPLE_DEVICE: &str = "ENABLE_SAMPLE_DEVICE";

@@ -230,7 +230,7 @@ impl Client {
 /// An agent of the sample TEE whose broker is `kbs`.
 pub fn agent(kbs: &KbsDouble) -> Arc<AttestationAgent> {
     let config = AaConfig::parse(&format!("[token_configs.kbs]\nurl = \"{}\"\n", kbs.url())).unwrap();
-    Arc::new(AttestationAgent::new(config, Attester::Sample, None).unwrap())
+    Arc::new(AttestationAgent::new(config, Attester::sample(), None).unwrap())
 }
 
 pub fn packet(kid: &str) -> AnnotationPacket {
