@@ -100,9 +100,9 @@ pub struct AsConfig {
 pub struct EventLogConfig {
     /// Whether events are measured. Default: false.
     pub enable_eventlog: bool,
-    /// The PCR that events extend unless they name another. Default: 17, which is RTMR3 on TDX. TPMs, and so Azure, let
-    /// software extend PCRs 0 to 16 and 23 alone: set 23 there.
-    pub init_pcr: u32,
+    /// The PCR that events extend unless they name another. Default: 17, which is RTMR3 on TDX; 23 on TPMs, and so on
+    /// Azure, which let software extend PCRs 0 to 16 and 23 alone.
+    pub init_pcr: Option<u32>,
     /// Where the log lies. Not a key of the file: the environment of a process can say it.
     #[serde(skip, default = "default_path")]
     pub path: PathBuf,
@@ -110,7 +110,7 @@ pub struct EventLogConfig {
 
 impl Default for EventLogConfig {
     fn default() -> Self {
-        Self { enable_eventlog: false, init_pcr: 17, path: default_path() }
+        Self { enable_eventlog: false, init_pcr: None, path: default_path() }
     }
 }
 
@@ -172,7 +172,7 @@ mod tests {
         assert_eq!((kbs.url.as_str(), kbs.cert.as_deref()), ("https://kbs:8080", Some("PEM")));
         assert_eq!(config.token_configs.coco_as.unwrap().url, "http://as:8080");
         assert_eq!(config.log.level.as_deref(), Some("debug"));
-        assert_eq!((config.eventlog_config.enable_eventlog, config.eventlog_config.init_pcr), (true, 23));
+        assert_eq!((config.eventlog_config.enable_eventlog, config.eventlog_config.init_pcr), (true, Some(23)));
         assert_eq!(AaConfig::parse("").unwrap(), AaConfig::default());
     }
 

@@ -51,10 +51,11 @@ impl Platform {
                 Log::NoRegisters
             }
             Some(registers) => {
-                registers.map(config.init_pcr)?;
+                let pcr = config.init_pcr.unwrap_or_else(|| registers.default_pcr());
+                registers.map(pcr)?;
                 // The sample's registers are memory of this process.
                 let volatile = attester.tee() == Tee::Sample;
-                Log::On(EventLog::open(&config.path, config.init_pcr, volatile, registers)?)
+                Log::On(EventLog::open(&config.path, pcr, volatile, registers)?)
             }
         };
         Ok(Self(Arc::new(Inner { attester, log, bound: Mutex::default() })))
