@@ -1,7 +1,6 @@
 //! Alibaba Cloud KMS, through the client that a secret's `provider_settings` name in `client_type`.
 
 mod instance;
-mod pkcs12;
 mod public;
 
 use base64::Engine as _;

@@ -3,7 +3,7 @@
 //! Requests are made and signed here rather than by the vendors' kits, which are larger than all of the guest.
 //!
 //! ```text
-//! Kms ─┬─> aliyun ─┬─> instance (an instance's own gateway: protobuf, signed with an RSA key) ─> pkcs12
+//! Kms ─┬─> aliyun ─┬─> instance (an instance's own gateway: protobuf, signed with an RSA key)
 //!      │           └─> public (the public interface, signed with an access key)
 //!      └─> aws ──────> signature
 //! ```

@@ -11,10 +11,10 @@ use crate::{Config, Kms, Named};
 
 /// A client key as Alibaba Cloud gives it out, made with
 /// `openssl pkcs12 -export -legacy -keypbe PBE-SHA1-3DES -certpbe PBE-SHA1-RC2-40`.
-pub(crate) const CLIENT_KEY: &str = include_str!("tests/client-key.p12.base64");
+pub(crate) const CLIENT_KEY: &str = include_str!("../../../wire/core/src/pkcs12/client-key.p12.base64");
 pub(crate) const CLIENT_KEY_PASSWORD: &str = "f1e2d3c4";
 /// Its public key, an RSAPublicKey.
-const CLIENT_KEY_PUBLIC: &str = include_str!("tests/client-key.public.base64");
+const CLIENT_KEY_PUBLIC: &str = include_str!("../../../wire/core/src/pkcs12/client-key.public.base64");
 
 /// Clients of one server, and the folder with their credentials.
 struct Guest {

@@ -1,7 +1,6 @@
 //! Resources in Alibaba Cloud KMS: through a KMS instance's own gateway as upstream, or through the public interface.
 
 mod instance;
-mod pkcs12;
 mod protobuf;
 mod public;
 mod signature;

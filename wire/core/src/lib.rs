@@ -14,6 +14,7 @@ pub mod key_provider;
 pub mod layer;
 pub mod luks2;
 pub mod milestone;
+pub mod pkcs12;
 pub mod rcar;
 pub mod reference_value;
 pub mod resource;

@@ -12,9 +12,10 @@ use prost::Message;
 use reqwest::Method;
 use reqwest::header::HeaderValue;
 use serde::Deserialize;
+use wire::pkcs12;
 use zeroize::Zeroizing;
 
-use super::{SERVICE, Version, pkcs12, value};
+use super::{SERVICE, Version, value};
 use crate::Kms;
 use crate::credentials::{plain, read, read_json, read_text};
 use crate::error::Error;

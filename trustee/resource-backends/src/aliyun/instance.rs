@@ -11,10 +11,11 @@ use base64::engine::general_purpose::STANDARD;
 use reqwest::{Method, StatusCode};
 use serde::Deserialize;
 use store::clock::Clock;
+use wire::pkcs12;
 use wire::resource::ResourcePath;
 use zeroize::Zeroizing;
 
-use super::{MAX_NAME, pkcs12, protobuf};
+use super::{MAX_NAME, protobuf};
 use crate::canonical::sha256;
 use crate::error::Error;
 use crate::http::{self, Http, Limits, Repeat, Trust};

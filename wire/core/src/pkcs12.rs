@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 ///
 /// # Errors
 /// What is wrong, in words that hold nothing of the key.
-pub(super) fn private_key(file: &[u8], password: &str) -> Result<Zeroizing<Vec<u8>>, &'static str> {
+pub fn private_key(file: &[u8], password: &str) -> Result<Zeroizing<Vec<u8>>, &'static str> {
     let bag = encrypted_key(file).ok_or("it is not a PKCS #12 file with an encrypted key")?;
     if bag.algorithm != PBE_SHA1_3DES {
         return Err("its key is encrypted otherwise than with PBE-SHA1-3DES");
@@ -177,13 +177,17 @@ mod tests {
     use base64::Engine as _;
     use proptest::prelude::*;
 
+    /// Made by openssl with the legacy algorithms that Alibaba Cloud uses.
+    const CLIENT_KEY: &str = include_str!("pkcs12/client-key.p12.base64");
+    const PASSWORD: &str = "f1e2d3c4";
+
     fn file() -> Vec<u8> {
-        base64::engine::general_purpose::STANDARD.decode(crate::tests::CLIENT_KEY).unwrap()
+        base64::engine::general_purpose::STANDARD.decode(CLIENT_KEY).unwrap()
     }
 
     #[test]
     fn a_key_that_openssl_encrypted_is_opened_by_its_password_only() {
-        let key = private_key(&file(), crate::tests::CLIENT_KEY_PASSWORD).unwrap();
+        let key = private_key(&file(), PASSWORD).unwrap();
         assert_eq!(KeyPair::from_pkcs8(&key).unwrap().public_modulus_len(), 256);
         for wrong in ["", "F1e2d3c4", "f1e2d3c4 "] {
             assert!(private_key(&file(), wrong).is_err(), "{wrong:?} opened it");
