@@ -38,7 +38,7 @@ pub fn guest_image() -> Result<(), Error> {
     step("building the guest's program");
     let mut build = cargo(&["build", "--profile", "guest", "--package", "guestd", "--config"]);
     run(build.arg(format!(
-        "target.x86_64-unknown-linux-gnu.rustflags=['-Ctarget-feature=+crt-static', {}]",
+        "target.x86_64-unknown-linux-gnu.rustflags=['-Ctarget-feature=+crt-static', {SMALL}, {}]",
         remapped_paths()
     )))?;
     step("building the guest image");
@@ -77,3 +77,6 @@ fn state() -> PathBuf {
     // target/<triple>/release/xtask
     own.ancestors().nth(3).map_or_else(|| root().join("target"), PathBuf::from).join("cocoon")
 }
+
+/// Flags for less to unpack at each boot: nothing unwinds, equal functions are one, and relocations are a bitmap.
+const SMALL: &str = "'-Cforce-unwind-tables=no', '-Clink-arg=-Wl,--icf=all', '-Clink-arg=-Wl,--pack-dyn-relocs=relr'";

@@ -17,6 +17,8 @@ pub(crate) enum Group {
     Pod,
     /// The TEE that the guest runs in.
     Tee,
+    /// Encrypted volumes, and layers with hash trees.
+    Volume,
 }
 
 /// Loads the modules of one group, in the image's order.

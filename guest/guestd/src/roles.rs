@@ -122,6 +122,7 @@ async fn serve_pod(
 /// The last modules that this kernel takes.
 fn load_and_seal() -> Result<(), kernel_modules::Error> {
     kernel_modules::load(Group::Pod)?;
+    kernel_modules::load(Group::Volume)?;
     kernel_modules::seal()
 }
 

@@ -31,6 +31,9 @@ pub struct Build {
     /// The modules of that kernel: its /lib/modules/VERSION.
     #[arg(long, value_name = "DIR", requires = "kernel")]
     modules: Option<PathBuf>,
+    /// A program of this machine for the guest, with its libraries: /usr/sbin/mke2fs makes the file systems of new volumes.
+    #[arg(long, value_name = "FILE")]
+    program: Vec<PathBuf>,
 }
 
 /// Runs one of the commands.
@@ -41,7 +44,7 @@ pub fn guest_image(command: Command) -> Outcome {
         _ => KernelSource::Debian,
     };
     let options = BuildOptions { guestd: arguments.guestd, kernel, cache: arguments.cache, output: arguments.output };
-    let image = guest_image::build(&options)?;
+    let image = guest_image::build_with_programs(&options, &arguments.program)?;
     println!("{}", serde_json::to_string_pretty(&image.manifest)?);
     Ok(ExitCode::SUCCESS)
 }
