@@ -31,7 +31,7 @@ fn nothing_under_wire_opens_a_file_or_a_socket() {
         if path.file_name().is_some_and(|name| name == "build.rs" || name == "tests.rs") {
             continue;
         }
-        let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+        let code = without_tests(&text);
         for word in ["std::fs", "std::net", "std::process", "std::os::unix::net", "tokio::"] {
             assert!(!code.contains(word), "{} uses {word}", path.display());
         }
@@ -75,6 +75,23 @@ fn every_file_opens_with_its_purpose() {
             assert!(!["utils", "common", "helpers", "misc"].contains(&name), "{} has no name", path.display());
             assert!(text.lines().count() <= LONGEST_FILE, "{} is too long", path.display());
         }
+    }
+}
+
+/// A file's text up to the test module that ends it. A module that anything follows counts as code.
+fn without_tests(text: &str) -> &str {
+    let starts = ["\n#[cfg(test)]\nmod tests {\n", "\n#[cfg(test)]\npub(crate) mod tests {\n"];
+    let start = starts.iter().find_map(|start| text.find(start));
+    let is_last = |start: &usize| text[*start..].find("\n}\n").is_some_and(|end| start + end + 3 == text.len());
+    &text[..start.filter(is_last).unwrap_or(text.len())]
+}
+
+#[test]
+fn only_a_test_module_at_the_end_is_left_out() {
+    let tests = "\n#[cfg(test)]\nmod tests {\n    use std::fs;\n}\n";
+    assert_eq!(without_tests(&format!("code{tests}")), "code");
+    for whole in [format!("code{tests}use std::fs;\n"), "#[cfg(test)]\nmod tests;\nuse std::fs;\n".to_owned()] {
+        assert_eq!(without_tests(&whole), whole);
     }
 }
 
