@@ -26,11 +26,11 @@ pub fn bare_init() -> Result<(), Error> {
     run(cargo(&of_init).args(["--", "-C", "target-feature=+crt-static"]))
 }
 
-/// Builds the init of the guest in which volumes are tested, linked statically for the same reason.
+/// Builds what runs where no libraries are: the init of the guest in which volumes are tested, and [`STATIC`]'s tests.
 pub fn volume_guest() -> Result<(), Error> {
     step("building the volumes' test guest");
-    let of_init = ["rustc", "--release", "--package", "volume-guest"];
-    run(cargo(&of_init).args(["--", "-C", "target-feature=+crt-static"]))
+    // The tests with it, so that what both are made of is compiled once.
+    run(cargo(&["build", "--release", "--bins", "--tests"]).args(STATIC))
 }
 
 /// Builds guestd in its own profile and linked statically, since its initramfs holds no libraries, and the guest image with it.
@@ -78,5 +78,16 @@ fn state() -> PathBuf {
     own.ancestors().nth(3).map_or_else(|| root().join("target"), PathBuf::from).join("cocoon")
 }
 
+/// What is linked statically in cargo's words, beside guestd.
+pub const STATIC: [&str; 8] = [
+    "--config",
+    "target.x86_64-unknown-linux-gnu.rustflags=['-Ctarget-feature=+crt-static']",
+    "--package",
+    "agent",
+    "--package",
+    "guest-image",
+    "--package",
+    "volume-guest",
+];
 /// Flags for less to unpack at each boot: nothing unwinds, equal functions are one, and relocations are a bitmap.
 const SMALL: &str = "'-Cforce-unwind-tables=no', '-Clink-arg=-Wl,--icf=all', '-Clink-arg=-Wl,--pack-dyn-relocs=relr'";
