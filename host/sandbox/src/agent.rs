@@ -44,6 +44,11 @@ impl Agent {
         Self::connect(&channel).await
     }
 
+    /// The generated client, for whoever speaks all of the agent's API.
+    pub fn service(&self) -> &AgentServiceClient {
+        &self.agent
+    }
+
     /// Asks whether the agent serves.
     ///
     /// # Errors
