@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use guest_image::{BuildOptions, GuestImage, KernelSource, build_with_programs};
 use hypervisor::acceleration::{self, Preference};
-use hypervisor::{Disk, Network, Vm, VmConfig, Vsock};
+use hypervisor::{Confinement, Disk, Network, Tee, Vm, VmConfig, Vsock};
 use tests::{Lab, run};
 use tokio::time::Instant;
 use vsock_backend::{Backend, BackendConfig};
@@ -152,6 +152,9 @@ async fn launch(lab: &Lab, image: &GuestImage, arguments: &str) -> (Vm, Backend)
         network: Network::None,
         qmp_socket: lab.path().join("qmp.sock"),
         bios: hypervisor::qboot(),
+        tee: Tee::None,
+        initdata_digest: None,
+        confinement: Confinement::default(),
     })
     .await
     .unwrap();

@@ -14,6 +14,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::unix::pipe;
 use tokio::time::timeout;
 
+use crate::confinement::Confinement;
 use crate::error::Error;
 use crate::process::{Process, QEMU, Started};
 
@@ -106,7 +107,8 @@ async fn run(acceleration: Acceleration) -> Result<Result<(), Cause>, Error> {
     command.args(["-device", &format!("isa-debug-exit,iobase={EXIT_PORT:#x},iosize=1")]);
     command.arg("-bios").arg(rom.path());
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-    let Started { process, stderr, exit, .. } = Process::start(command).map_err(Error::starting)?;
+    let Started { process, stderr, exit, .. } =
+        Process::start(command, Confinement::default(), Vec::new()).map_err(Error::starting)?;
     let stderr = stderr.ok_or_else(|| Error::Start(std::io::Error::other("its output is not piped")))?;
     let stderr = pipe::Receiver::from_owned_fd(stderr.into()).map_err(Error::Start)?;
 

@@ -1,11 +1,15 @@
 //! What a pod VM is made of, and the QEMU command line that says so.
 
 use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::acceleration::Acceleration;
+use crate::confinement::Confinement;
 use crate::error::Error;
+use crate::tee::Tee;
 
 /// A VM that boots a kernel and an initramfs directly.
 #[derive(Clone, Debug)]
@@ -32,8 +36,14 @@ pub struct VmConfig {
     pub network: Network,
     /// Where QEMU's monitor reaches us; exists only while the VM is launched.
     pub qmp_socket: PathBuf,
-    /// Firmware in place of QEMU's SeaBIOS; [`qboot`] finds the fast one.
+    /// Firmware in place of QEMU's SeaBIOS; [`qboot`] finds the fast one. A [`Tee`] has its own.
     pub bios: Option<PathBuf>,
+    /// What keeps the host out of the guest.
+    pub tee: Tee,
+    /// The digest of the owner's initdata, in the register that the TEE has for it.
+    pub initdata_digest: Option<Vec<u8>>,
+    /// Where and as whom QEMU runs.
+    pub confinement: Confinement,
 }
 
 /// How the guest reaches the host.
@@ -63,13 +73,24 @@ pub struct Disk {
 }
 
 /// How the guest reaches a network.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Network {
     /// Not at all.
     None,
     /// Through QEMU's user-mode network: outgoing connections only, no privileges needed. All such guests have the
     /// same MAC, because each is alone in its network.
     User,
+    /// Through interfaces of the host, in the order in which the guest sees them.
+    Taps(Vec<Tap>),
+}
+
+/// An open tap or macvtap device. QEMU gets the descriptor, and so needs no right to open one.
+#[derive(Clone, Debug)]
+pub struct Tap {
+    /// The device, with room for the header that virtio puts before a frame.
+    pub device: Arc<OwnedFd>,
+    /// The guest's address on this link.
+    pub mac: String,
 }
 
 /// The fast firmware, if QEMU's package has it.
@@ -79,6 +100,14 @@ pub fn qboot() -> Option<PathBuf> {
 }
 
 impl VmConfig {
+    /// What QEMU inherits, open under the same number.
+    pub(crate) fn inherited(&self) -> Vec<Arc<OwnedFd>> {
+        match &self.network {
+            Network::None | Network::User => Vec::new(),
+            Network::Taps(taps) => taps.iter().map(|tap| tap.device.clone()).collect(),
+        }
+    }
+
     /// QEMU's arguments, without the program itself.
     pub fn argv(&self) -> Vec<OsString> {
         let mut argv = Argv::default();
@@ -89,8 +118,6 @@ impl VmConfig {
         // QEMU connects to us: its readiness is an event then, and nothing has to be polled.
         argv.option("-chardev", Value::start("socket,id=qmp0,path=").path(&self.qmp_socket));
         argv.option("-mon", "chardev=qmp0,mode=control");
-        argv.option("-object", "rng-builtin,id=rng0");
-        argv.option("-device", "virtio-rng-pci,rng=rng0");
         self.devices(&mut argv);
         argv.option("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
         argv.0
@@ -98,7 +125,13 @@ impl VmConfig {
 
     /// Refuses what QEMU would misunderstand or report in a way that nobody understands.
     pub(crate) fn validate(&self) -> Result<(), Error> {
-        let mut files = vec![("kernel", &self.kernel), ("initramfs", &self.initramfs)];
+        if self.tee != Tee::None && self.acceleration != Acceleration::Kvm {
+            return Err(Error::TeeWithoutKvm);
+        }
+        let mut files = vec![("kernel", &self.kernel)];
+        if self.tee != Tee::Se {
+            files.push(("initramfs", &self.initramfs));
+        }
         files.extend(self.bios.iter().map(|bios| ("firmware", bios)));
         files.extend(self.disks.iter().map(|disk| ("disk", &disk.path)));
         for (what, path) in files {
@@ -116,8 +149,15 @@ impl VmConfig {
             argv.flag(flag);
         }
         argv.option("-vga", "none");
-        argv.option("-machine", format!("q35,accel={},memory-backend=ram0", self.acceleration.name()));
-        argv.option("-cpu", self.acceleration.cpu());
+        // With a TEE, QEMU itself gives all virtio devices what they need to reach the memory that a guest shares.
+        if let Some(object) = self.tee.object(self.initdata_digest.as_deref()) {
+            argv.option("-object", object);
+        }
+        argv.option(
+            "-machine",
+            format!("{},accel={},memory-backend=ram0", self.tee.machine(), self.acceleration.name()),
+        );
+        argv.option("-cpu", self.tee.cpu(self.acceleration));
         argv.option("-smp", self.vcpus.to_string());
         argv.option("-m", format!("{}M", self.memory_mib));
         argv.option("-object", format!("memory-backend-memfd,id=ram0,size={}M,share=on", self.memory_mib));
@@ -128,31 +168,50 @@ impl VmConfig {
             argv.option("-bios", bios.as_os_str());
         }
         argv.option("-kernel", self.kernel.as_os_str());
-        argv.option("-initrd", self.initramfs.as_os_str());
-        argv.option("-append", self.command_line.as_str());
+        if self.tee != Tee::Se {
+            argv.option("-initrd", self.initramfs.as_os_str());
+            argv.option("-append", self.command_line.as_str());
+        }
     }
 
     fn devices(&self, argv: &mut Argv) {
+        let bus = self.tee.bus();
+        if bus == "pci" {
+            // Before all others, which take the slots that are free. ACPI tells the guest what comes and goes.
+            argv.option(
+                "-device",
+                format!("pci-bridge,id={BRIDGE},bus=pcie.0,addr={BRIDGE_SLOT:#x},chassis_nr=1,shpc=off"),
+            );
+        }
+        argv.option("-object", "rng-builtin,id=rng0");
+        argv.option("-device", format!("virtio-rng-{bus},rng=rng0"));
         match &self.vsock {
-            Vsock::Kernel { cid } => argv.option("-device", format!("vhost-vsock-pci,guest-cid={cid}")),
+            Vsock::Kernel { cid } => argv.option("-device", format!("vhost-vsock-{bus},guest-cid={cid}")),
             Vsock::UserBackend { socket } => {
                 argv.option("-chardev", Value::start("socket,id=vsock0,path=").path(socket));
-                argv.option("-device", "vhost-user-vsock-pci,chardev=vsock0");
+                argv.option("-device", format!("vhost-user-vsock-{bus},chardev=vsock0"));
             }
         }
         for (index, disk) in self.disks.iter().enumerate() {
             let mode = if disk.read_only { "readonly=on,file.locking=off" } else { "readonly=off" };
             let drive = format!("if=none,id=disk{index},format=raw,{mode},file=");
             argv.option("-drive", Value::start(drive).path(&disk.path));
-            let device = format!("virtio-blk-pci,drive=disk{index},serial=");
+            let device = format!("virtio-blk-{bus},drive=disk{index},serial=");
             argv.option("-device", Value::start(device).text(&disk.serial));
         }
-        match self.network {
+        // An option ROM would only cost boot time.
+        let rom = if bus == "pci" { ",romfile=" } else { "" };
+        match &self.network {
             Network::None => {}
             Network::User => {
                 argv.option("-netdev", "user,id=net0");
-                // An option ROM would only cost boot time.
-                argv.option("-device", format!("virtio-net-pci,netdev=net0,mac={USER_MAC},romfile="));
+                argv.option("-device", format!("virtio-net-{bus},netdev=net0,mac={USER_MAC}{rom}"));
+            }
+            Network::Taps(taps) => {
+                for (index, tap) in taps.iter().enumerate() {
+                    argv.option("-netdev", format!("tap,id=net{index},fd={}", tap.device.as_raw_fd()));
+                    argv.option("-device", format!("virtio-net-{bus},netdev=net{index},mac={}{rom}", tap.mac));
+                }
             }
         }
     }
@@ -215,6 +274,10 @@ impl From<Value> for OsString {
 /// Locally administered.
 /// The address of the guest's device in [`Network::User`].
 pub const USER_MAC: &str = "52:54:00:c0:c0:01";
+/// Where disks come and go while the guest runs.
+pub(crate) const BRIDGE: &str = "hotplug0";
+/// The bridge's place on the machine's own bus.
+pub(crate) const BRIDGE_SLOT: u8 = 2;
 /// VIRTIO_BLK_ID_BYTES: what is longer would be cut off.
 const SERIAL_BYTES: usize = 20;
 
@@ -240,6 +303,7 @@ mod tests {
              -kernel /boot/vmlinux -initrd /boot/initramfs -append console=ttyS0 \
              -chardev stdio,id=console0,signal=off -serial chardev:console0 \
              -chardev socket,id=qmp0,path=/run/vm/qmp.sock -mon chardev=qmp0,mode=control \
+             -device pci-bridge,id=hotplug0,bus=pcie.0,addr=0x2,chassis_nr=1,shpc=off \
              -object rng-builtin,id=rng0 -device virtio-rng-pci,rng=rng0 \
              -device vhost-vsock-pci,guest-cid=42 \
              -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
@@ -257,6 +321,7 @@ mod tests {
              -kernel /boot/vmlinux -initrd /boot/initramfs -append console=ttyS0 \
              -chardev stdio,id=console0,signal=off -serial chardev:console0 \
              -chardev socket,id=qmp0,path=/run/vm/qmp.sock -mon chardev=qmp0,mode=control \
+             -device pci-bridge,id=hotplug0,bus=pcie.0,addr=0x2,chassis_nr=1,shpc=off \
              -object rng-builtin,id=rng0 -device virtio-rng-pci,rng=rng0 \
              -chardev socket,id=vsock0,path=/run/vm/vhost.sock -device vhost-user-vsock-pci,chardev=vsock0 \
              -drive if=none,id=disk0,format=raw,readonly=on,file.locking=off,file=/run/vm/initdata \
@@ -328,6 +393,9 @@ mod tests {
             network: Network::User,
             qmp_socket: "/run/vm/qmp.sock".into(),
             bios: Some("/usr/share/qemu/qboot.rom".into()),
+            tee: Tee::None,
+            initdata_digest: None,
+            confinement: Confinement::default(),
         }
     }
 }

@@ -36,6 +36,9 @@ pub enum Error {
         "launch: KVM is not usable: {0}; next: check /dev/kvm and nested virtualisation, or use software emulation"
     )]
     KvmUnusable(String),
+    /// A TEE was asked for, and the host can't run guests in hardware.
+    #[error("launch: a TEE needs KVM; next: run on a host with the TEE, or choose none")]
+    TeeWithoutKvm,
     /// The monitor's socket can't be created.
     #[error("launch: can't listen on {path}: {source}; next: remove the file if it is left from another VM")]
     Listen {

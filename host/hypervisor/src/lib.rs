@@ -9,16 +9,22 @@
 
 pub mod acceleration;
 mod config;
+mod confinement;
 mod console;
 mod error;
+pub mod hotplug;
 mod process;
 mod qmp;
+mod tee;
 mod vm;
 
 pub use acceleration::Acceleration;
-pub use config::{Disk, Network, USER_MAC, VmConfig, Vsock, qboot};
+pub use config::{Disk, Network, Tap, USER_MAC, VmConfig, Vsock, qboot};
+pub use confinement::{Confinement, User};
 pub use console::{Console, Line, WaitError};
 pub use error::{Error, ExitReason};
+pub use hotplug::{AttachedDisk, DiskConfig};
 pub use process::QEMU;
 pub use qmp::{Qmp, QmpError};
+pub use tee::{QuoteService, Tee};
 pub use vm::Vm;

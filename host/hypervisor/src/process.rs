@@ -6,6 +6,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStderr, ChildStdout, Command, ExitStatus};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
@@ -13,11 +14,15 @@ use std::thread;
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sched::{CloneFlags, setns};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
-use nix::unistd::{Pid, getpid, getppid};
+use nix::unistd::{Gid, Pid, Uid, getpid, getppid, setgroups, setresgid, setresuid, write};
 use tokio::sync::oneshot;
+
+use crate::confinement::Confinement;
 
 /// The QEMU binary, searched in `PATH`.
 pub const QEMU: &str = "qemu-system-x86_64";
@@ -39,12 +44,34 @@ pub(crate) struct Started {
 }
 
 impl Process {
-    /// Starts `command` in a process group of its own, so that Ctrl-C in a terminal leaves it to us.
-    pub(crate) fn start(mut command: Command) -> io::Result<Started> {
+    /// Starts `command` in a process group of its own, so that Ctrl-C in a terminal leaves it to us. It inherits
+    /// `inherited` under the numbers that they have here.
+    pub(crate) fn start(
+        mut command: Command,
+        confinement: Confinement,
+        inherited: Vec<Arc<OwnedFd>>,
+    ) -> io::Result<Started> {
         let parent = getpid();
-        // SAFETY: between fork and exec the closure makes two system calls and allocates nothing.
+        let network_namespace = confinement.network_namespace.clone();
+        let groups: Option<(Uid, Gid, Vec<Gid>)> = confinement.user.as_ref().map(|user| {
+            (Uid::from_raw(user.id), Gid::from_raw(user.id), user.groups.iter().copied().map(Gid::from_raw).collect())
+        });
+        // SAFETY: between fork and exec the closure only makes system calls; what they need was allocated before.
         unsafe {
             command.pre_exec(move || {
+                for cgroup in &confinement.cgroups {
+                    // 0 is whoever writes it.
+                    write(cgroup, b"0")?;
+                }
+                for file in &inherited {
+                    fcntl(file.as_raw_fd(), FcntlArg::F_SETFD(FdFlag::empty()))?;
+                }
+                if let Some((user, group, groups)) = &groups {
+                    setgroups(groups)?;
+                    setresgid(*group, *group, *group)?;
+                    setresuid(*user, *user, *user)?;
+                }
+                // Last, since a change of user takes it back.
                 set_pdeathsig(Signal::SIGKILL)?;
                 // We may have died before the signal was set.
                 if getppid() == parent { Ok(()) } else { Err(Errno::ESRCH.into()) }
@@ -57,9 +84,12 @@ impl Process {
         let state = Arc::new(State::default());
         thread::Builder::new().name("child".to_owned()).spawn({
             let state = state.clone();
-            move || match command.spawn() {
+            // The thread goes where the child is to be: a new process is in its parent's namespaces.
+            move || match enter(network_namespace).and_then(|()| command.spawn()) {
                 Err(e) => _ = started.send(Err(e)),
                 Ok(mut child) => {
+                    // What the child inherits is not ours any more: a tap, for one, ends with its last holder.
+                    drop(command);
                     let _ = started.send(Ok((child.id(), child.stdout.take(), child.stderr.take())));
                     let _ = exited.send(state.wait_and_reap(child));
                 }
@@ -115,6 +145,10 @@ impl State {
     }
 }
 
+fn enter(network_namespace: Option<Arc<OwnedFd>>) -> io::Result<()> {
+    network_namespace.map_or(Ok(()), |namespace| Ok(setns(namespace, CloneFlags::CLONE_NEWNET)?))
+}
+
 /// How long dropping waits for a killed child.
 const REAP_TIME: Duration = Duration::from_secs(5);
 
@@ -126,7 +160,7 @@ mod tests {
     async fn the_exit_status_is_reported() {
         let mut command = Command::new("sh");
         command.args(["-c", "exit 7"]);
-        let started = Process::start(command).unwrap();
+        let started = Process::start(command, Confinement::default(), Vec::new()).unwrap();
         assert_eq!(started.exit.await.unwrap().unwrap().code(), Some(7));
         started.process.kill();
     }
@@ -135,7 +169,7 @@ mod tests {
     fn dropping_kills_and_reaps() {
         let mut command = Command::new("sleep");
         command.arg("1000");
-        let Started { process, .. } = Process::start(command).unwrap();
+        let Started { process, .. } = Process::start(command, Confinement::default(), Vec::new()).unwrap();
         let pid = process.pid;
         drop(process);
         assert_eq!(kill(pid, None), Err(Errno::ESRCH));
@@ -145,7 +179,8 @@ mod tests {
     fn the_child_survives_the_thread_that_asked_for_it() {
         let mut command = Command::new("sleep");
         command.arg("1000");
-        let started = thread::spawn(|| Process::start(command).unwrap()).join().unwrap();
+        let started =
+            thread::spawn(|| Process::start(command, Confinement::default(), Vec::new()).unwrap()).join().unwrap();
         assert_eq!(kill(started.process.pid, None), Ok(()));
         // Running, sleeping, or waiting for its program to be read: anything but a zombie, which also has a pid.
         let status = std::fs::read_to_string(format!("/proc/{}/status", started.process.id())).unwrap();
@@ -154,7 +189,7 @@ mod tests {
 
     #[test]
     fn a_program_that_is_not_there_is_an_error() {
-        let error = Process::start(Command::new("/no/such/program")).err().unwrap();
+        let error = Process::start(Command::new("/no/such/program"), Confinement::default(), Vec::new()).err().unwrap();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
     }
 }

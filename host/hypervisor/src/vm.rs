@@ -15,7 +15,8 @@ use tokio::time::{Instant, timeout};
 use crate::config::VmConfig;
 use crate::console::{Console, WaitError};
 use crate::error::{Error, ExitReason};
-use crate::process::{Process, QEMU, Started};
+use crate::hotplug::{self, AttachedDisk, DiskConfig, Slots};
+use crate::process::{Process, Started};
 use crate::qmp::Qmp;
 
 /// A VM in a QEMU process of its own. Dropping it kills and reaps QEMU.
@@ -25,6 +26,7 @@ pub struct Vm {
     console: Console,
     qmp: Qmp,
     exit: watch::Receiver<Option<ExitReason>>,
+    slots: Slots,
 }
 
 impl Vm {
@@ -38,10 +40,11 @@ impl Vm {
         config.validate()?;
         let monitor = Monitor::listen(&config.qmp_socket)?;
 
-        let mut command = Command::new(QEMU);
+        let mut command = Command::new(config.tee.qemu());
         command.args(config.argv());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let Started { process, stdout, stderr, exit } = Process::start(command).map_err(Error::starting)?;
+        let started = Process::start(command, config.confinement.clone(), config.inherited());
+        let Started { process, stdout, stderr, exit } = started.map_err(Error::starting)?;
 
         let console = Console::new();
         let messages = Console::new();
@@ -68,7 +71,7 @@ impl Vm {
             }
         };
         tracing::info!(vm = %config.name, pid = process.id(), acceleration = ?config.acceleration, "QEMU runs");
-        Ok(Self { process, console, qmp, exit })
+        Ok(Self { process, console, qmp, exit, slots: Slots::default() })
     }
 
     /// Waits until the guest is `ready`, as whoever knows the guest sees it.
@@ -119,6 +122,22 @@ impl Vm {
                 self.exited().await
             }
         }
+    }
+
+    /// Gives the guest a further disk. It has it when this returns, but needs a moment to see it.
+    ///
+    /// # Errors
+    /// [`hotplug::Error`]; nothing of the disk is left behind then.
+    pub async fn attach_disk(&self, disk: DiskConfig) -> Result<AttachedDisk, hotplug::Error> {
+        self.slots.attach(&self.qmp, disk).await
+    }
+
+    /// Takes a disk away from the guest, which has to let go of it.
+    ///
+    /// # Errors
+    /// [`hotplug::Error`]; the disk is then still the guest's.
+    pub async fn detach_disk(&self, disk: AttachedDisk) -> Result<(), hotplug::Error> {
+        self.slots.detach(&self.qmp, disk).await
     }
 
     /// The guest's console.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use hypervisor::{Acceleration, Disk, Error, Network, QEMU, Vm, VmConfig, Vsock};
+use hypervisor::{Acceleration, Confinement, Disk, Error, Network, QEMU, Tee, Vm, VmConfig, Vsock};
 use tokio::time::Instant;
 use vsock_backend::{Backend, BackendConfig};
 
@@ -134,6 +134,9 @@ impl Lab {
             network: Network::User,
             qmp_socket: self.path("qmp.sock"),
             bios: None,
+            tee: Tee::None,
+            initdata_digest: None,
+            confinement: Confinement::default(),
         }
     }
 }

@@ -5,9 +5,9 @@ use std::time::Duration;
 use protobuf::well_known_types::empty::Empty;
 use ttrpc::asynchronous::Client;
 use wire_ttrpc::agent::{
-    CloseStdinRequest, CreateContainerRequest, CreateSandboxRequest, DestroySandboxRequest, ExecProcessRequest,
-    GetMetricsRequest, ReadStreamRequest, RemoveContainerRequest, SignalProcessRequest, StartContainerRequest,
-    UpdateInterfaceRequest, UpdateRoutesRequest, WaitProcessRequest, WriteStreamRequest,
+    AddARPNeighborsRequest, CloseStdinRequest, CreateContainerRequest, CreateSandboxRequest, DestroySandboxRequest,
+    ExecProcessRequest, GetMetricsRequest, ReadStreamRequest, RemoveContainerRequest, SignalProcessRequest,
+    StartContainerRequest, UpdateInterfaceRequest, UpdateRoutesRequest, WaitProcessRequest, WriteStreamRequest,
 };
 use wire_ttrpc::agent_ttrpc::AgentServiceClient;
 use wire_ttrpc::health::CheckRequest;
@@ -88,6 +88,7 @@ requests! {
     CreateSandbox create_sandbox CreateSandboxRequest => Empty, SHORT;
     DestroySandbox destroy_sandbox DestroySandboxRequest => Empty, SHORT;
     UpdateInterface update_interface UpdateInterfaceRequest => wire_ttrpc::types::Interface, SHORT;
+    AddARPNeighbors add_arp_neighbors AddARPNeighborsRequest => Empty, SHORT;
     UpdateRoutes update_routes UpdateRoutesRequest => wire_ttrpc::agent::Routes, SHORT;
     GetMetrics get_metrics GetMetricsRequest => wire_ttrpc::agent::Metrics, SHORT;
     CreateContainer create_container CreateContainerRequest => Empty, PULL;

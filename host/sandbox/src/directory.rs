@@ -10,6 +10,7 @@ use std::str::FromStr;
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::Error;
+use crate::footprint::Record;
 
 /// The name of a sandbox, which is also that of its folder.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -57,10 +58,11 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// Makes the folder, or takes over one that a killed owner left behind.
+    /// Makes the folder, or takes over one that a killed owner left behind, with all that its sandbox had.
     ///
     /// # Errors
-    /// [`Error::Running`] if somebody owns it, [`Error::Directory`] if it can't be made.
+    /// [`Error::Running`] if somebody owns it, [`Error::Directory`] if it can't be made, [`Error::CleanUp`] for what
+    /// the killed owner's sandbox had and can't be taken away.
     pub fn create(name: &SandboxName) -> Result<Self, Error> {
         let path = Self::path_of(name);
         let failed = |source| Error::Directory { path: path.clone(), source };
@@ -68,6 +70,9 @@ impl Directory {
         let lock = OpenOptions::new().create(true).truncate(false).write(true).open(path.join(LOCK)).map_err(failed)?;
         let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock)
             .map_err(|_| Error::Running { name: name.to_string() })?;
+        if let Some(record) = Record::read(&path) {
+            record.remove()?;
+        }
         for entry in fs::read_dir(&path).map_err(failed)?.flatten().filter(|entry| entry.file_name() != LOCK) {
             fs::remove_file(entry.path()).map_err(failed)?;
         }

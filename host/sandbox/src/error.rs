@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::config::MAX_COMMAND_LINE;
+
 /// Why a sandbox could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -16,6 +18,24 @@ pub enum Error {
     NotRunning { name: String },
     #[error("sandbox: {path} can't be used: {source}; next: check the folder's permissions and free space")]
     Directory { path: PathBuf, source: io::Error },
+    #[error("sandbox: {what} can't be taken away: {source}; next: end it by hand")]
+    CleanUp { what: String, source: io::Error },
+    #[error(
+        "sandbox: \"{0}\" is no kernel parameter for a guest; next: write one a string, in ASCII without spaces, and none that starts with \"cocoon\""
+    )]
+    KernelParameter(String),
+    #[error(
+        "sandbox: the kernel's command line has {length} bytes, and it reads {MAX_COMMAND_LINE}; next: leave out some kernel parameters"
+    )]
+    CommandLine { length: usize },
+    #[error("sandbox: a TEE needs firmware made for it; next: name the file in the configuration")]
+    Firmware,
+    #[error("sandbox: the cgroup {path} can't be used: {source}; next: check the path and that the owner is root")]
+    Cgroup { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Network(#[from] pod_network::Error),
+    #[error(transparent)]
+    Disk(#[from] hypervisor::hotplug::Error),
     #[error("channel: {0}")]
     Vsock(#[from] vsock_backend::Error),
     #[error(transparent)]
@@ -30,6 +50,8 @@ pub enum Error {
     Closed,
     #[error("{request}: {message}")]
     Denied { request: &'static str, message: String },
+    #[error("{request}: the guest does not know this request; next: use a newer guest image")]
+    Unimplemented { request: &'static str },
     #[error("{request}: the guest failed: {message}")]
     Guest { request: &'static str, message: String },
     #[error("{request}: the guest did not answer within {seconds} s; next: look at its console")]
@@ -48,6 +70,7 @@ impl Error {
                 let message = status.message().to_owned();
                 match status.code() {
                     ttrpc::Code::PERMISSION_DENIED => Self::Denied { request, message },
+                    ttrpc::Code::UNIMPLEMENTED => Self::Unimplemented { request },
                     ttrpc::Code::DEADLINE_EXCEEDED => Self::Timeout { request, seconds },
                     _ => Self::Guest { request, message },
                 }

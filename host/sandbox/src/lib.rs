@@ -6,16 +6,24 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod agent;
+mod cgroup;
 mod channel;
+mod config;
 mod container;
 mod directory;
 mod error;
+mod footprint;
+mod guest;
 mod life;
+pub mod sizing;
 mod timeline;
 
 pub use agent::Agent;
+pub use config::{GuestFiles, InitDataDisk, PodNetwork, SandboxConfig};
 pub use container::{Container, ContainerConfig, Stream};
 pub use directory::{Directory, SandboxName};
 pub use error::Error;
-pub use life::{GuestFiles, InitDataDisk, Sandbox, SandboxConfig};
+pub use footprint::clean_up;
+pub use hypervisor::{AttachedDisk, DiskConfig, ExitReason, QuoteService, Tee};
+pub use life::Sandbox;
 pub use timeline::{Event, Timeline};

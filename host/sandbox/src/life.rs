@@ -1,75 +1,33 @@
 //! A sandbox's life: from QEMU's command line to an agent with a network, and to nothing left behind.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use hypervisor::acceleration::{self, Preference};
-use hypervisor::{Disk, Network, Vm, VmConfig};
+use hypervisor::acceleration;
+use hypervisor::{AttachedDisk, Confinement, Disk, DiskConfig, ExitReason, Network, Tap, Tee, Vm, VmConfig};
+use pod_network::{Link, Namespace};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use vsock_backend::Backend;
-use wire::initdata::InitData;
 use wire::milestone::Milestone;
-use wire_ttrpc::agent::{
-    CreateSandboxRequest, DestroySandboxRequest, Routes, UpdateInterfaceRequest, UpdateRoutesRequest,
-};
-use wire_ttrpc::types::{IPAddress, Interface, Route};
+use wire_ttrpc::agent::DestroySandboxRequest;
 
+use crate::cgroup::{Cgroup, Lifted};
 use crate::channel::Channel;
-use crate::{Agent, Directory, Error, Event, SandboxName, Timeline};
-
-/// What a sandbox is made of.
-pub struct SandboxConfig {
-    /// Its name.
-    pub name: SandboxName,
-    /// Kernel and initramfs.
-    pub guest: GuestFiles,
-    /// Memory of the guest in MiB.
-    pub memory_mib: u32,
-    /// Processors of the guest.
-    pub vcpus: u32,
-    /// Whether the host's virtualisation is used.
-    pub acceleration: Preference,
-    /// The owner's configuration and policy.
-    pub initdata: Option<InitDataDisk>,
-}
-
-/// What the guest boots.
-#[derive(Clone, Debug)]
-pub struct GuestFiles {
-    /// The kernel, an ELF file with a PVH entry or a bzImage.
-    pub kernel: PathBuf,
-    /// The initramfs with guestd.
-    pub initramfs: PathBuf,
-    /// The kernel's command line, without what is added for one sandbox.
-    pub command_line: String,
-}
-
-/// The initdata disk, and the digest that binds it.
-pub struct InitDataDisk {
-    /// The document on the disk.
-    pub document: InitData,
-    /// What the TEE, on coco-dev the command line, is told: the document's digest, unless the host attacks.
-    pub digest: Vec<u8>,
-}
-
-impl From<InitData> for InitDataDisk {
-    fn from(document: InitData) -> Self {
-        let digest = document.digest();
-        Self { document, digest }
-    }
-}
+use crate::footprint::Footprint;
+use crate::guest::{self, GuestNetwork};
+use crate::{Agent, Directory, Error, Event, PodNetwork, SandboxConfig, Timeline};
 
 /// A running pod VM. Dropping it kills the machine and removes everything that belongs to it.
 pub struct Sandbox {
     agent: Agent,
     timeline: Timeline,
     watcher: JoinHandle<()>,
-    // In the order in which they must end: the machine, then what it is connected to, then the folder.
+    // In the order in which they must end: the machine, then what it is connected to, then what it leaves on the host.
     vm: Vm,
     _backend: Option<Backend>,
-    _directory: Directory,
+    footprint: Footprint,
 }
 
 impl Sandbox {
@@ -78,39 +36,66 @@ impl Sandbox {
     /// # Errors
     /// Any of [`Error`]; nothing is left behind.
     pub async fn start(config: SandboxConfig) -> Result<Self, Error> {
-        let directory = Directory::create(&config.name)?;
+        let command_line = config.command_line()?;
+        if matches!(config.tee, Tee::Sev { .. } | Tee::Snp { .. } | Tee::Tdx { .. }) && config.firmware.is_none() {
+            return Err(Error::Firmware);
+        }
+        let mut footprint = Footprint::of(Directory::create(&config.name)?);
         let acceleration = acceleration::probe(config.acceleration).await?;
-        let mut command_line = config.guest.command_line;
         let mut disks = Vec::new();
         if let Some(initdata) = &config.initdata {
-            let path = directory.write("initdata.image", |file| initdata.document.write_disk(file))?;
+            let path = footprint.directory.write("initdata.image", |file| initdata.document.write_disk(file))?;
             disks.push(Disk { path, serial: "initdata".to_owned(), read_only: true });
-            command_line = format!("{command_line} cocoon.initdata={}", hex::encode(&initdata.digest));
         }
-        let (channel, vsock, backend) = Channel::open(&directory)?;
+        let mut confinement = Confinement::default();
+        let (network, setup) = match &config.network {
+            PodNetwork::User => (Network::User, GuestNetwork::user()),
+            PodNetwork::Namespace(path) => {
+                let namespace = Namespace::open(path)?;
+                footprint.enter(&namespace)?;
+                confinement.network_namespace = Some(namespace.descriptor());
+                let connection = namespace.connect().await?;
+                let tap = |link: &Link| Tap { device: link.device.clone(), mac: link.interface.hwAddr.clone() };
+                (Network::Taps(connection.links.iter().map(tap).collect()), GuestNetwork::of(connection))
+            }
+        };
+        let mut lifted = None;
+        if let Some(path) = &config.cgroup {
+            let cgroup = Cgroup::at(path)?;
+            let quotas = cgroup.quotas();
+            footprint.confine(cgroup.clone(), quotas.clone())?;
+            confinement.cgroups = cgroup.create()?;
+            lifted = Some(Lifted::new(quotas));
+        }
+        let (channel, vsock, backend) = Channel::open(&footprint.directory)?;
 
         let timeline = Timeline::default();
         timeline.note(Event::VmmStart, Instant::now());
         let vm = Vm::launch(VmConfig {
             name: config.name.to_string(),
-            kernel: config.guest.kernel,
-            initramfs: config.guest.initramfs,
+            kernel: config.guest.kernel.clone(),
+            initramfs: config.guest.initramfs.clone(),
             command_line,
             memory_mib: config.memory_mib,
             vcpus: config.vcpus,
             acceleration,
             vsock,
             disks,
-            network: Network::User,
-            qmp_socket: directory.path().join("qmp.sock"),
-            bios: hypervisor::qboot(),
+            network,
+            qmp_socket: footprint.directory.path().join("qmp.sock"),
+            bios: config.firmware.clone().or_else(|| hypervisor::qboot().filter(|_| config.tee == Tee::None)),
+            tee: config.tee.clone(),
+            initdata_digest: config.initdata.as_ref().map(|initdata| initdata.digest.clone()),
+            confinement,
         })
         .await?;
+        footprint.launched(vm.pid())?;
         let watcher = watch_console(&vm, timeline.clone());
 
         let agent = first_answer(&vm, &channel, &timeline).await?;
-        let sandbox = Self { agent, timeline, watcher, vm, _backend: backend, _directory: directory };
-        match sandbox.set_up(&config.name).await {
+        drop(lifted);
+        let sandbox = Self { agent, timeline, watcher, vm, _backend: backend, footprint };
+        match guest::set_up(&sandbox.agent, &config, setup).await {
             Ok(()) => Ok(sandbox),
             Err(error) => Err(sandbox.cause_of(error).await),
         }
@@ -129,6 +114,37 @@ impl Sandbox {
     /// The machine.
     pub fn vm(&self) -> &Vm {
         &self.vm
+    }
+
+    /// QEMU's process id.
+    pub fn pid(&self) -> u32 {
+        self.vm.pid()
+    }
+
+    /// How the machine ended, once it has. May be asked any number of times, and the future may be dropped.
+    pub async fn exited(&self) -> ExitReason {
+        self.vm.exited().await
+    }
+
+    /// The sandbox's folder on the host.
+    pub fn directory(&self) -> &Path {
+        self.footprint.directory.path()
+    }
+
+    /// Gives the guest a further disk.
+    ///
+    /// # Errors
+    /// [`Error::Disk`]; nothing of the disk is left behind then.
+    pub async fn attach_disk(&self, disk: DiskConfig) -> Result<AttachedDisk, Error> {
+        Ok(self.vm.attach_disk(disk).await?)
+    }
+
+    /// Takes a disk away from the guest, which has to let go of it first.
+    ///
+    /// # Errors
+    /// [`Error::Disk`]; the disk is then still the guest's.
+    pub async fn detach_disk(&self, disk: AttachedDisk) -> Result<(), Error> {
+        Ok(self.vm.detach_disk(disk).await?)
     }
 
     /// The end of the machine, where that is why its agent is gone: the connection ends a moment before QEMU does.
@@ -151,35 +167,6 @@ impl Sandbox {
         }
         self.watcher.abort();
         self.vm.stop(GRACE).await;
-    }
-
-    /// Gives the guest its addresses and its sandbox.
-    async fn set_up(&self, name: &SandboxName) -> Result<(), Error> {
-        let address = IPAddress { address: ADDRESS.to_owned(), mask: PREFIX.to_owned(), ..IPAddress::default() };
-        let interface = Interface {
-            device: "eth0".to_owned(),
-            name: "eth0".to_owned(),
-            IPAddresses: vec![address],
-            mtu: 1500,
-            hwAddr: hypervisor::USER_MAC.to_owned(),
-            ..Interface::default()
-        };
-        let request = UpdateInterfaceRequest { interface: Some(interface).into(), ..UpdateInterfaceRequest::default() };
-        self.agent.update_interface(request).await?;
-
-        let route = Route { device: "eth0".to_owned(), gateway: GATEWAY.to_owned(), ..Route::default() };
-        let routes = Routes { Routes: vec![route], ..Routes::default() };
-        let request = UpdateRoutesRequest { routes: Some(routes).into(), ..UpdateRoutesRequest::default() };
-        self.agent.update_routes(request).await?;
-
-        let request = CreateSandboxRequest {
-            hostname: name.to_string(),
-            sandbox_id: name.to_string(),
-            dns: vec![format!("nameserver {RESOLVER}")],
-            ..CreateSandboxRequest::default()
-        };
-        self.agent.create_sandbox(request).await?;
-        Ok(())
     }
 }
 
@@ -227,11 +214,6 @@ fn watch_console(vm: &Vm, timeline: Timeline) -> JoinHandle<()> {
     })
 }
 
-/// QEMU's user network always has these addresses.
-const ADDRESS: &str = "10.0.2.15";
-const PREFIX: &str = "24";
-const GATEWAY: &str = "10.0.2.2";
-const RESOLVER: &str = "10.0.2.3";
 /// Software emulation on a loaded machine takes several seconds.
 const BOOT_LIMIT: Duration = Duration::from_secs(60);
 const GRACE: Duration = Duration::from_secs(2);

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use guest_image::{BuildOptions, GuestImage, KernelSource};
 use hypervisor::acceleration::{self, Preference};
-use hypervisor::{Disk, Network, Vm, VmConfig, Vsock};
+use hypervisor::{Confinement, Disk, Network, Tee, Vm, VmConfig, Vsock};
 use sandbox::{Event, GuestFiles, Sandbox, SandboxConfig, SandboxName};
 use serde_json::json;
 use tests::{Image, InitDataFiles, Lab, Pod, agent_policy};
@@ -88,6 +88,9 @@ async fn bare_boot(lab: &Lab, image: &GuestImage) -> Duration {
         network: Network::User,
         qmp_socket: lab.path().join("qmp.sock"),
         bios: hypervisor::qboot(),
+        tee: Tee::None,
+        initdata_digest: None,
+        confinement: Confinement::default(),
     })
     .await
     .unwrap();
@@ -103,17 +106,17 @@ async fn boot(image: &GuestImage, memory_mib: u32) -> Sandbox {
         "version = \"0.1.0\"\nalgorithm = \"sha256\"\n[data]\n\"policy.rego\" = {}\n",
         toml::Value::from(policy)
     );
+    let name = SandboxName::parse(&format!("bench-{}", std::process::id())).unwrap();
+    let guest = GuestFiles {
+        kernel: image.kernel.clone(),
+        initramfs: image.initramfs.clone(),
+        command_line: guest_image::COMMAND_LINE.to_owned(),
+    };
     let config = SandboxConfig {
-        name: SandboxName::parse(&format!("bench-{}", std::process::id())).unwrap(),
-        guest: GuestFiles {
-            kernel: image.kernel.clone(),
-            initramfs: image.initramfs.clone(),
-            command_line: guest_image::COMMAND_LINE.to_owned(),
-        },
         memory_mib,
-        vcpus: 1,
-        acceleration: Preference::Auto,
         initdata: Some(InitData::parse(text).unwrap().into()),
+        shm_size: 0,
+        ..SandboxConfig::new(name, guest)
     };
     Sandbox::start(config).await.unwrap()
 }

@@ -107,17 +107,15 @@ impl Demo {
         let original = InitData::parse(fs::read_to_string(&self.initdata).unwrap()).unwrap();
         let changed = InitData::parse(original.text().replacen("exec_commands", "exec_cOmmands", 1)).unwrap();
         let image = guest_image::GuestImage::open(&Lab::guest_image()).unwrap();
+        let name = SandboxName::parse(&format!("changed-{}", std::process::id())).unwrap();
+        let guest = sandbox::GuestFiles {
+            kernel: image.kernel.clone(),
+            initramfs: image.initramfs.clone(),
+            command_line: guest_image::COMMAND_LINE.to_owned(),
+        };
         let config = SandboxConfig {
-            name: SandboxName::parse(&format!("changed-{}", std::process::id())).unwrap(),
-            guest: sandbox::GuestFiles {
-                kernel: image.kernel.clone(),
-                initramfs: image.initramfs.clone(),
-                command_line: guest_image::COMMAND_LINE.to_owned(),
-            },
-            memory_mib: 256,
-            vcpus: 1,
-            acceleration: hypervisor::acceleration::Preference::Auto,
             initdata: Some(InitDataDisk { document: changed, digest: original.digest() }),
+            ..SandboxConfig::new(name, guest)
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let outcome = runtime.block_on(sandbox::Sandbox::start(config)).map(drop);

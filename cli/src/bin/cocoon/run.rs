@@ -78,13 +78,12 @@ async fn boot_and_run(arguments: Arguments, running: &mut Option<Sandbox>) -> Ou
     let initdata = arguments.initdata.as_deref().map(initdata::read).transpose()?;
     // Takes a moment, since it reads all of the image.
     let guest = tokio::task::spawn_blocking(move || GuestImage::open(&arguments.guest_image)).await??;
+    let guest = GuestFiles {
+        kernel: guest.kernel.clone(),
+        initramfs: guest.initramfs.clone(),
+        command_line: guest_image::COMMAND_LINE.to_owned(),
+    };
     let config = SandboxConfig {
-        name,
-        guest: GuestFiles {
-            kernel: guest.kernel.clone(),
-            initramfs: guest.initramfs.clone(),
-            command_line: guest_image::COMMAND_LINE.to_owned(),
-        },
         memory_mib: arguments.memory,
         vcpus: arguments.cpus,
         acceleration: match arguments.acceleration {
@@ -93,6 +92,9 @@ async fn boot_and_run(arguments: Arguments, running: &mut Option<Sandbox>) -> Ou
             Acceleration::Tcg => Preference::Tcg,
         },
         initdata: initdata.map(Into::into),
+        // One container has nobody to share it with.
+        shm_size: 0,
+        ..SandboxConfig::new(name, guest)
     };
     let container = ContainerConfig { image: arguments.image, args: arguments.command, env: arguments.env };
 
