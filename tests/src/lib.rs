@@ -10,7 +10,6 @@ pub mod load;
 mod balancer;
 mod image;
 mod lab;
-mod newer_debian;
 mod pod;
 mod process;
 mod registry;

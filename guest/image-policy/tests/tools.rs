@@ -10,7 +10,8 @@ use std::time::{Duration, SystemTime};
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use image_policy::{Error, Policy, SignatureSources};
-use lab::{Lab, Manifest, Storage, cosign};
+use lab::{Lab, Manifest, Storage};
+use newer_debian::NewerDebian;
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, SanType};
 use serde_json::{Value, json};
 
@@ -65,8 +66,8 @@ async fn what_skopeo_signs_is_accepted_from_a_folder_and_from_a_server() {
 
 #[tokio::test]
 async fn what_cosign_signs_is_accepted_whatever_others_sign_beside_it() {
-    let cosign = match cosign() {
-        Ok(cosign) => cosign,
+    let debian = match NewerDebian::get() {
+        Ok(debian) => debian,
         Err(reason) => return eprintln!("skipped: cosign can't be had: {reason}"),
     };
     let Some(lab) = Lab::new(&["openssl"]) else { return };
@@ -74,11 +75,11 @@ async fn what_cosign_signs_is_accepted_whatever_others_sign_beside_it() {
     let target = format!("{}/{}@{}", manifest.reference.registry(), manifest.reference.repository(), manifest.digest);
     let keys = ["other", "p256", "ed25519"];
     for name in ["other", "p256"] {
-        lab.run(Command::new(&cosign).args(["generate-key-pair", "--output-key-prefix", name]));
+        lab.run(debian.command("cosign").args(["generate-key-pair", "--output-key-prefix", name]));
     }
     lab.run(Command::new("openssl").args(["genpkey", "-algorithm", "ED25519", "-out", "ed25519.pem"]));
     let import = ["import-key-pair", "--key", "ed25519.pem", "--output-key-prefix", "ed25519"];
-    lab.run(Command::new(&cosign).args(import));
+    lab.run(debian.command("cosign").args(import));
     let requirement = |name: &str| {
         json!({"type": "sigstoreSigned", "keyPath": format!("{name}.pub"),
                "signedIdentity": {"type": "matchRepository"}})
@@ -88,7 +89,7 @@ async fn what_cosign_signs_is_accepted_whatever_others_sign_beside_it() {
     assert!(refusal.contains("no signature was found beside the image"), "{refusal}");
 
     for name in keys {
-        let mut sign = Command::new(&cosign);
+        let mut sign = debian.command("cosign");
         sign.args(["sign", "--yes", "--tlog-upload=false", "--allow-http-registry", "--key", &format!("{name}.key")]);
         if name == "other" {
             sign.args(["--sign-container-identity", "elsewhere.example/app"]);
@@ -129,18 +130,18 @@ async fn what_openssl_signs_with_keys_that_cosign_knows_is_accepted() {
 
 #[tokio::test]
 async fn cosigns_bundles_are_accepted_if_they_are_signatures() {
-    let cosign = match cosign() {
-        Ok(cosign) => cosign,
+    let debian = match NewerDebian::get() {
+        Ok(debian) => debian,
         Err(reason) => return eprintln!("skipped: cosign can't be had: {reason}"),
     };
     let Some(lab) = Lab::new(&[]) else { return };
     let manifest = lab.manifest();
     let target = format!("{}/{}@{}", manifest.reference.registry(), manifest.reference.repository(), manifest.digest);
-    lab.run(Command::new(&cosign).arg("generate-key-pair"));
+    lab.run(debian.command("cosign").arg("generate-key-pair"));
     let requirement = json!({"type": "sigstoreSigned", "keyPath": "cosign.pub"});
     fs::write(lab.path("predicate.json"), "{}").unwrap();
     let attest = |predicate: &str| {
-        let mut attest = Command::new(&cosign);
+        let mut attest = debian.command("cosign");
         attest.args(["attest", "--yes", "--tlog-upload=false", "--allow-http-registry", "--new-bundle-format"]);
         attest.args(["--key", "cosign.key", "--predicate", "predicate.json", "--type", predicate]).arg(&target);
         lab.run(&mut attest);
@@ -151,7 +152,7 @@ async fn cosigns_bundles_are_accepted_if_they_are_signatures() {
     assert!(refusal.contains("a statement of type \"https://example.org/scanned\""), "{refusal}");
 
     fs::write(lab.path("manifest.json"), &manifest.bytes).unwrap();
-    let mut sign = Command::new(&cosign);
+    let mut sign = debian.command("cosign");
     sign.args(["sign-blob", "--yes", "--tlog-upload=false", "--new-bundle-format", "--key", "cosign.key"]);
     lab.run(sign.args(["--bundle", "bundle.json", "manifest.json"]));
     let mut sources = Storage::of(&lab);
@@ -167,15 +168,15 @@ async fn cosigns_bundles_are_accepted_if_they_are_signatures() {
 
 #[tokio::test]
 async fn cosigns_signature_with_a_certificate_of_an_own_authority_is_accepted() {
-    let cosign = match cosign() {
-        Ok(cosign) => cosign,
+    let debian = match NewerDebian::get() {
+        Ok(debian) => debian,
         Err(reason) => return eprintln!("skipped: cosign can't be had: {reason}"),
     };
     let Some(lab) = Lab::new(&["openssl"]) else { return };
     let manifest = lab.manifest();
     let target = format!("{}/{}@{}", manifest.reference.registry(), manifest.reference.repository(), manifest.digest);
     lab.run(Command::new("openssl").args(["genpkey", "-algorithm", "ED25519", "-out", "key.pem"]));
-    lab.run(Command::new(&cosign).args(["import-key-pair", "--key", "key.pem", "--output-key-prefix", "cosign"]));
+    lab.run(debian.command("cosign").args(["import-key-pair", "--key", "key.pem", "--output-key-prefix", "cosign"]));
     let key = rcgen::KeyPair::from_pem(&fs::read_to_string(lab.path("key.pem")).unwrap()).unwrap();
     let root_key = rcgen::KeyPair::generate().unwrap();
     let mut root = CertificateParams::new(Vec::new()).unwrap();
@@ -187,7 +188,7 @@ async fn cosigns_signature_with_a_certificate_of_an_own_authority_is_accepted() 
     let signer_pem = signer.signed_by(&key, &Issuer::new(root, root_key)).unwrap().pem();
     fs::write(lab.path("root.pem"), &root_pem).unwrap();
     fs::write(lab.path("signer.pem"), &signer_pem).unwrap();
-    let mut sign = Command::new(&cosign);
+    let mut sign = debian.command("cosign");
     sign.args(["sign", "--yes", "--tlog-upload=false", "--allow-http-registry", "--key", "cosign.key"]);
     lab.run(sign.args(["--certificate", "signer.pem", "--certificate-chain", "root.pem"]).arg(&target));
 

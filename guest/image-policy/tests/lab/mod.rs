@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
@@ -219,71 +219,4 @@ impl SignatureSources for Storage<'_> {
 pub fn digest_of(bytes: &[u8]) -> Digest {
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
     format!("sha256:{}", hex::encode(digest)).parse().unwrap()
-}
-
-/// cosign of a newer Debian, unpacked into the build's folder once; it needs no library of the system's.
-pub fn cosign() -> Result<PathBuf, String> {
-    let own = std::env::current_exe().map_err(|e| e.to_string())?;
-    let target = own.ancestors().find(|folder| folder.ends_with("target")).ok_or("there is no target folder")?;
-    let place = target.join("cocoon").join("cosign");
-    if !place.exists() {
-        fs::create_dir_all(target.join("cocoon")).map_err(|e| e.to_string())?;
-        let staging = tempfile::tempdir_in(target.join("cocoon")).map_err(|e| e.to_string())?;
-        fetch(staging.path())?;
-        match fs::rename(staging.path().join("root/usr/bin/cosign"), &place) {
-            // Another test was faster.
-            Err(_) if place.exists() => {}
-            renamed => renamed.map_err(|e| e.to_string())?,
-        }
-    }
-    Ok(place)
-}
-
-/// Which machine to ask is what the system's apt is configured with; only the suite differs.
-fn fetch(folder: &Path) -> Result<(), String> {
-    for name in ["sources", "lists/partial", "cache/archives/partial"] {
-        fs::create_dir_all(folder.join(name)).map_err(|e| e.to_string())?;
-    }
-    let uris = run(Command::new("apt-get").args(["--print-uris", "update"]))?;
-    let archive = uris.lines().find_map(|line| {
-        let (archive, release) = line.strip_prefix('\'')?.split_once('\'')?.0.split_once("/dists/")?;
-        (release.ends_with("/InRelease") && archive.ends_with("/debian")).then_some(archive)
-    });
-    let source = format!(
-        "Types: deb\nURIs: {}\nSuites: trixie\nComponents: main\nArchitectures: amd64\n\
-         Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg\n",
-        archive.ok_or("apt knows no archive of Debian")?
-    );
-    for (name, text) in [("sources/archive.sources", &*source), ("status", ""), ("apt.conf", "#clear APT::Update;\n")] {
-        fs::write(folder.join(name), text).map_err(|e| e.to_string())?;
-    }
-    let apt = |arguments: &[&str]| {
-        let mut command = Command::new("apt-get");
-        command.arg("--config-file").arg(folder.join("apt.conf"));
-        for (option, path) in [
-            ("Dir::Etc::sourceparts", "sources"),
-            ("Dir::State::lists", "lists"),
-            ("Dir::State::status", "status"),
-            ("Dir::Cache", "cache"),
-        ] {
-            command.arg("--option").arg(format!("{option}={}", folder.join(path).display()));
-        }
-        command.args(["--option", "Dir::Etc::sourcelist=/dev/null", "--option", "Acquire::Languages=none"]);
-        run(command.arg("--quiet=2").args(arguments).current_dir(folder.join("cache/archives")))
-    };
-    apt(&["--error-on=any", "update"])?;
-    apt(&["download", "cosign"])?;
-    let packages = fs::read_dir(folder.join("cache/archives")).map_err(|e| e.to_string())?;
-    let package = packages.flatten().find(|entry| entry.path().extension() == Some("deb".as_ref()));
-    let package = package.ok_or("apt downloaded nothing")?.path();
-    run(Command::new("dpkg-deb").arg("--extract").arg(package).arg(folder.join("root"))).map(drop)
-}
-
-fn run(command: &mut Command) -> Result<String, String> {
-    let output = command.env("LC_ALL", "C").stdin(Stdio::null()).output();
-    let output = output.map_err(|e| format!("{} can't be run: {e}", command.get_program().display()))?;
-    match output.status.success() {
-        true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
-        false => Err(format!("{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim())),
-    }
 }

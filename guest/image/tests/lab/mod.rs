@@ -88,6 +88,7 @@ impl Lab {
         self.folder.path().join(name)
     }
 
+    #[allow(dead_code, reason = "not every test needs it")]
     pub fn reference(&self) -> String {
         format!("{}/team/app:v1", self.host)
     }
@@ -106,6 +107,7 @@ impl Lab {
         run("umoci", &["repack", "--refresh-bundle", "--image", &self.text("layout:v1"), &self.text("bundle")]);
     }
 
+    #[allow(dead_code, reason = "not every test needs it")]
     pub fn push(&self) {
         let (source, target) = (format!("oci:{}", self.text("layout:v1")), format!("docker://{}", self.reference()));
         let login: &[&str] = if self.private { &["--dest-creds", LOGIN] } else { &[] };

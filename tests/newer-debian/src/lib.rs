@@ -1,5 +1,8 @@
-//! Programs of a newer Debian than the machine's, in a folder of their own and run with their own libraries: skopeo with
-//! the key provider protocol, and cosign.
+//! Programs of a newer Debian than the machine's, in a folder of their own: skopeo with the key provider protocol and
+//! cosign, which run with their own libraries, and containerd, which needs none.
+
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used)]
 
 use std::ffi::OsStr;
 use std::fs;
@@ -12,18 +15,26 @@ pub struct NewerDebian {
 }
 
 impl NewerDebian {
-    /// Unpacks the packages into the build's folder, unless they are there. Nothing of the system is changed.
+    /// Debian 13's skopeo and cosign with their libraries.
+    ///
+    /// # Errors
+    /// As [`Self::unpack`] has.
+    pub fn get() -> Result<Self, String> {
+        Self::unpack(SUITE, PACKAGES)
+    }
+
+    /// Unpacks packages of a suite into the build's folder, unless they are there. Nothing of the system is changed.
     ///
     /// # Errors
     /// Why they can't be had, such as that there is no network.
-    pub fn get() -> Result<Self, String> {
+    pub fn unpack(suite: &str, packages: &[&str]) -> Result<Self, String> {
         let own = std::env::current_exe().map_err(|e| e.to_string())?;
         let target = own.ancestors().find(|folder| folder.ends_with("target")).ok_or("there is no target folder")?;
-        let root = target.join("cocoon").join(SUITE);
+        let root = target.join("cocoon").join(format!("{suite}-{}", packages[0]));
         if !root.exists() {
             fs::create_dir_all(target.join("cocoon")).map_err(|e| e.to_string())?;
             let staging = tempfile::tempdir_in(target.join("cocoon")).map_err(|e| e.to_string())?;
-            fetch(staging.path())?;
+            fetch(staging.path(), suite, packages)?;
             match fs::rename(staging.path().join("root"), &root) {
                 // Another test was faster.
                 Err(_) if root.exists() => {}
@@ -31,6 +42,11 @@ impl NewerDebian {
             }
         }
         Ok(Self { root })
+    }
+
+    /// Where the packages' files are.
+    pub fn path(&self) -> &Path {
+        &self.root
     }
 
     /// A command with its own libraries.
@@ -59,7 +75,7 @@ fn quoted(word: &OsStr) -> String {
 }
 
 /// Which machine to ask is what the system's apt is configured with; only the suite differs.
-fn fetch(folder: &Path) -> Result<(), String> {
+fn fetch(folder: &Path, suite: &str, packages: &[&str]) -> Result<(), String> {
     for name in ["sources", "lists/partial", "cache/archives/partial", "root"] {
         fs::create_dir_all(folder.join(name)).map_err(|e| e.to_string())?;
     }
@@ -71,7 +87,7 @@ fn fetch(folder: &Path) -> Result<(), String> {
     });
     let archive = archive.ok_or("apt knows no archive of Debian")?;
     let source = format!(
-        "Types: deb\nURIs: {archive}\nSuites: {SUITE}\nComponents: main\nArchitectures: amd64\n\
+        "Types: deb\nURIs: {archive}\nSuites: {suite}\nComponents: main\nArchitectures: amd64\n\
          Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg\n"
     );
     fs::write(folder.join("sources/archive.sources"), source).map_err(|e| e.to_string())?;
@@ -96,7 +112,7 @@ fn fetch(folder: &Path) -> Result<(), String> {
         run(&mut command)
     };
     apt(&["--error-on=any", "update"])?;
-    apt(&[&["download"], PACKAGES].concat())?;
+    apt(&[&["download"], packages].concat())?;
     for package in fs::read_dir(folder.join("cache/archives")).map_err(|e| e.to_string())?.flatten() {
         if package.path().extension() == Some("deb".as_ref()) {
             run(Command::new("dpkg-deb").arg("--extract").arg(package.path()).arg(folder.join("root")))?;
