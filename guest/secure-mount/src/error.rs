@@ -137,7 +137,7 @@ pub enum Error {
     /// Somebody has files open.
     #[error("volume: {path} is in use; next: end the processes that have files open there, and unmount again", path = .0.display())]
     Busy(PathBuf),
-    /// The runtime is shutting down.
+    /// The guest is about to end, or its runtime is shutting down.
     #[error("volume: the guest is shutting down")]
     Ended,
 }

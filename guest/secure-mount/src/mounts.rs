@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
@@ -25,6 +26,8 @@ struct Inner {
     entries: Mutex<HashMap<PathBuf, Arc<AsyncMutex<Option<Mounted>>>>>,
     /// The numbers of devices that a volume is on.
     devices: Arc<Mutex<HashSet<u64>>>,
+    /// Set before the last volumes are released.
+    closed: AtomicBool,
 }
 
 /// A volume in its place.
@@ -39,7 +42,12 @@ struct Mounted {
 impl SecureMounts {
     /// No volumes yet.
     pub fn new(config: Config) -> Self {
-        Self(Arc::new(Inner { config, entries: Mutex::default(), devices: Arc::default() }))
+        Self(Arc::new(Inner {
+            config,
+            entries: Mutex::default(),
+            devices: Arc::default(),
+            closed: AtomicBool::new(false),
+        }))
     }
 
     /// Mounts a volume. The same request a second time changes nothing and succeeds.
@@ -52,6 +60,10 @@ impl SecureMounts {
     pub async fn mount(&self, request: MountRequest) -> Result<(), Error> {
         let volume = request.parse()?;
         let mut entry = self.entry(&volume.mount_point).await;
+        // Whoever closes finds the entry, or this finds that they have.
+        if self.0.closed.load(Ordering::SeqCst) {
+            return Err(Error::Ended);
+        }
         let (config, devices) = (self.0.config.clone(), self.0.devices.clone());
         run(move || {
             match &*entry {
@@ -85,7 +97,17 @@ impl SecureMounts {
         .await
     }
 
-    /// Releases every volume, as a guest does before it ends; those in use are left, and the first error is returned.
+    /// Releases every volume and takes no further one, as a guest does before it ends. Those that are about to be mounted are
+    /// waited for.
+    ///
+    /// # Errors
+    /// As [`SecureMounts::unmount_all`]; [`SecureMounts::mount`] gives [`Error::Ended`] from then on.
+    pub async fn close(&self) -> Result<(), Error> {
+        self.0.closed.store(true, Ordering::SeqCst);
+        self.unmount_all().await
+    }
+
+    /// Releases every volume; those in use are left, and the first error is returned.
     ///
     /// # Errors
     /// As [`SecureMounts::unmount`].
@@ -266,6 +288,14 @@ mod tests {
         let error = mounts.unmount(Path::new("/run/cocoon-no-such-volume")).await.unwrap_err();
         assert!(matches!(error, Error::NotMounted(_)), "{error}");
         mounts.unmount_all().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn nothing_is_mounted_once_all_is_released() {
+        let mounts = SecureMounts::new(Config::default());
+        mounts.close().await.unwrap();
+        let options = [("devicePath", "/dev/null"), ("sourceType", "empty"), ("targetType", "fileSystem")];
+        assert!(matches!(mounts.mount(request(&options)).await, Err(Error::Ended)));
     }
 
     #[test]
