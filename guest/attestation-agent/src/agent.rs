@@ -1,7 +1,7 @@
 //! The attestation agent: one token for all, and resources fetched with it.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use evidence::{Attester, Binding, InitDataDigest};
 use serde::Serialize;
@@ -15,11 +15,11 @@ use zeroize::Zeroizing;
 
 use crate::as_token;
 use crate::config::AaConfig;
-use crate::error::{Error, Stage};
+use crate::error::Error;
 use crate::kbs::Kbs;
 use crate::platform::{Measured, Platform};
 use crate::rcar::Handshake;
-use crate::retry;
+use crate::resource;
 use crate::tokens::{Clock, Token, TokenCache};
 
 /// Proves what the guest is to the configured key broker, at most once per token lifetime, however many ask.
@@ -63,7 +63,7 @@ impl AttestationAgent {
         let handshake = match config.token_configs.kbs {
             Some(kbs) => Some(Handshake {
                 kbs: Kbs::new(&kbs.url, kbs.cert.as_deref())?,
-                curve: kbs.tee_key_algorithm.curve(),
+                key_algorithm: kbs.tee_key_algorithm,
                 platform: platform.clone(),
                 initdata: initdata.clone(),
                 clock: Arc::clone(&clock),
@@ -97,9 +97,10 @@ impl AttestationAgent {
             .await
     }
 
-    /// Says that the broker did not accept `token`: the next call of [`AttestationAgent::token`] attests anew.
-    pub fn invalidate(&self, token: &Arc<Token>) {
-        self.tokens.invalidate(token);
+    /// Says that the broker did not accept the token `jwt`: if it is the current one, the next call of
+    /// [`AttestationAgent::token`] attests anew.
+    pub fn invalidate(&self, jwt: &str) {
+        self.tokens.invalidate(jwt);
     }
 
     /// Becomes true with the first token.
@@ -120,13 +121,13 @@ impl AttestationAgent {
     /// # Errors
     /// As [`AttestationAgent::get_resource`].
     pub async fn get_resource_from(&self, kbs: &Kbs, uri: &ResourceUri) -> Result<Zeroizing<Vec<u8>>, Error> {
-        match tokio::time::timeout(RESOURCE_DEADLINE, self.fetch(kbs, uri)).await {
-            Ok(outcome) => outcome,
-            Err(_) => {
-                let url = kbs.url().to_owned();
-                Err(Error::Deadline { stage: Stage::Resource, url, seconds: RESOURCE_DEADLINE.as_secs() })
+        let token = |refused: Option<Arc<Token>>| async move {
+            if let Some(token) = refused {
+                self.invalidate(token.jwt());
             }
-        }
+            self.token().await
+        };
+        resource::fetch(kbs, uri, token).await
     }
 
     /// The key broker that issues the tokens.
@@ -179,7 +180,7 @@ impl AttestationAgent {
     }
 
     /// What upstream's `GetToken` answers. For `kbs` that is JSON of the token (`token`) and its private key
-    /// (`tee_keypair`, PKCS#8 PEM); for `coco_as` the answer of the attestation service byte for byte, never cached.
+    /// (`tee_keypair`, PEM: PKCS#1 for RSA, else PKCS#8); for `coco_as` the answer of the attestation service byte for byte, never cached.
     ///
     /// # Errors
     /// [`Error::TokenType`] for another kind; otherwise as [`AttestationAgent::token`].
@@ -192,7 +193,7 @@ impl AttestationAgent {
         match kind {
             "kbs" => {
                 let token = self.token().await?;
-                let pem = token.key().to_pkcs8_pem().map_err(|e| Error::Key(e.to_string()))?;
+                let pem = token.key().to_pem().map_err(|e| Error::Key(e.to_string()))?;
                 let answer = KbsToken { token: token.jwt(), tee_keypair: &pem };
                 serde_json::to_vec(&answer).map(Zeroizing::new).map_err(|e| Error::Key(e.to_string()))
             }
@@ -203,30 +204,4 @@ impl AttestationAgent {
             other => Err(Error::TokenType(other.chars().take(40).flat_map(char::escape_default).collect())),
         }
     }
-
-    async fn fetch(&self, kbs: &Kbs, uri: &ResourceUri) -> Result<Zeroizing<Vec<u8>>, Error> {
-        let mut tries = 1;
-        loop {
-            let token = self.token().await?;
-            match retry::transient(|| kbs.resource(uri, token.jwt())).await {
-                Ok(sealed) => {
-                    return token.key().open(&sealed).map_err(|e| Error::Answer {
-                        stage: Stage::Resource,
-                        call: format!("GET {uri}"),
-                        cause: format!("it can't be opened with this guest's key: {e}"),
-                    });
-                }
-                Err(error) if error.is_stale_token() && tries < TOKENS_PER_RESOURCE => {
-                    tracing::info!(%uri, tries, "the token was not accepted, attesting anew");
-                    self.invalidate(&token);
-                    tries += 1;
-                }
-                Err(error) => return Err(error),
-            }
-        }
-    }
 }
-
-const TOKENS_PER_RESOURCE: u32 = 3;
-/// Below the 50 s after which upstream's clients stop waiting, above the deadline of a handshake.
-const RESOURCE_DEADLINE: Duration = Duration::from_secs(48);

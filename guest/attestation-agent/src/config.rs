@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use serde::Deserialize;
-use wire::jwe::EcdhCurve;
+use wire::jwe::KeyAlgorithm;
 
 use crate::event_log;
 
@@ -60,30 +60,10 @@ pub struct KbsConfig {
     /// PEM of the CA certificates to trust instead of the public ones. Default: none, which means the public ones.
     #[serde(default)]
     pub cert: Option<String>,
-    /// The kind of key that resources are sealed to. Default: `ECDH-ES+A256KW-P256`.
+    /// The kind of key that resources are sealed to: `ECDH-ES+A256KW-P256`, `ECDH-ES+A256KW-P521`, `RSA-OAEP-256` or
+    /// `ML-KEM-768+A192KW`. Default: the first.
     #[serde(default)]
     pub tee_key_algorithm: KeyAlgorithm,
-}
-
-/// Kinds of keys that the guest can make for itself.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
-pub enum KeyAlgorithm {
-    /// An elliptic curve key of about 128 bits of security.
-    #[default]
-    #[serde(rename = "ECDH-ES+A256KW-P256")]
-    P256,
-    /// An elliptic curve key of about 256 bits of security.
-    #[serde(rename = "ECDH-ES+A256KW-P521")]
-    P521,
-}
-
-impl KeyAlgorithm {
-    pub(crate) fn curve(self) -> EcdhCurve {
-        match self {
-            Self::P256 => EcdhCurve::P256,
-            Self::P521 => EcdhCurve::P521,
-        }
-    }
 }
 
 /// Table `token_configs.coco_as`.
@@ -177,12 +157,22 @@ mod tests {
     }
 
     #[test]
+    fn every_kind_of_key_has_upstreams_name() {
+        let names = ["ECDH-ES+A256KW-P256", "ECDH-ES+A256KW-P521", "RSA-OAEP-256", "ML-KEM-768+A192KW"];
+        for (name, algorithm) in names.into_iter().zip(KeyAlgorithm::ALL) {
+            let text = format!("[token_configs.kbs]\nurl = \"u\"\ntee_key_algorithm = \"{name}\"\n");
+            let kbs = AaConfig::parse(&text).unwrap().token_configs.kbs.unwrap();
+            assert_eq!(kbs.tee_key_algorithm, algorithm);
+        }
+    }
+
+    #[test]
     fn what_can_not_be_honoured_is_refused_by_name() {
         for (text, reason) in [
             ("[token_configs.kbs]\nurl = \"u\"\ncertificate = \"x\"\n", "certificate"),
             ("[token_configs.kbs]\ncert = \"x\"\n", "url"),
             ("[eventlog_config]\npath = \"/x\"\n", "path"),
-            ("[token_configs.kbs]\nurl = \"u\"\ntee_key_algorithm = \"RSA-OAEP-256\"\n", "RSA-OAEP-256"),
+            ("[token_configs.kbs]\nurl = \"u\"\ntee_key_algorithm = \"RSA1_5\"\n", "RSA1_5"),
             ("nonsense", "aa.toml"),
         ] {
             let error = AaConfig::parse(text).unwrap_err().to_string();

@@ -20,13 +20,14 @@ mod platform;
 pub mod process;
 pub mod program;
 mod rcar;
+mod resource;
 mod retry;
 mod service;
 mod tls;
 mod tokens;
 
 pub use agent::AttestationAgent;
-pub use config::{AaConfig, AsConfig, ConfigError, EventLogConfig, KbsConfig, KeyAlgorithm, LogConfig, TokenConfigs};
+pub use config::{AaConfig, AsConfig, ConfigError, EventLogConfig, KbsConfig, LogConfig, TokenConfigs};
 pub use error::{Error, Stage};
 pub use event_log::Error as EventLogError;
 pub use kbs::Kbs;

@@ -16,8 +16,9 @@ use zeroize::Zeroizing;
 use crate::error::{Error, Stage};
 use crate::kbs::Kbs;
 use crate::platform::Measured;
-use crate::retry;
+use crate::service::REFUSED_TOKEN;
 use crate::tokens::{Token, TokenCache};
+use crate::{resource, retry};
 
 /// A key broker, and the socket of the agent that has the tokens for it.
 ///
@@ -35,18 +36,18 @@ impl Passport {
         Self { kbs, agent, tokens: TokenCache::new(Arc::new(Instant::now)) }
     }
 
-    /// Fetches a resource. A token that the broker does not accept is replaced once.
+    /// Fetches a resource. A token that the broker does not accept is replaced, and the agent told of it.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::Refused`], or why broker or agent could not be asked.
     pub async fn get_resource(&self, uri: &ResourceUri) -> Result<Zeroizing<Vec<u8>>, Error> {
-        match tokio::time::timeout(DEADLINE, self.fetch(uri)).await {
-            Ok(outcome) => outcome,
-            Err(_) => {
-                let url = self.kbs.url().to_owned();
-                Err(Error::Deadline { stage: Stage::Resource, url, seconds: DEADLINE.as_secs() })
+        let token = |refused: Option<Arc<Token>>| async move {
+            if let Some(token) = &refused {
+                self.tokens.invalidate(token.jwt());
             }
-        }
+            self.tokens.get(|| self.agent.clone().token(refused)).await
+        };
+        resource::fetch(&self.kbs, uri, token).await
     }
 
     /// Has the agent measure an event into its configured register.
@@ -55,28 +56,6 @@ impl Passport {
     /// If the agent can't be asked, or says that it failed.
     pub async fn measure(&self, event: &Event) -> Result<Measured, Error> {
         self.agent.measure(event).await
-    }
-
-    async fn fetch(&self, uri: &ResourceUri) -> Result<Zeroizing<Vec<u8>>, Error> {
-        let mut first = true;
-        loop {
-            let token = self.tokens.get(|| self.agent.clone().token()).await?;
-            match retry::transient(|| self.kbs.resource(uri, token.jwt())).await {
-                Ok(sealed) => {
-                    return token.key().open(&sealed).map_err(|e| Error::Answer {
-                        stage: Stage::Resource,
-                        call: format!("GET {uri}"),
-                        cause: format!("it can't be opened with this guest's key: {e}"),
-                    });
-                }
-                Err(error) if error.is_stale_token() && first => {
-                    tracing::info!(%uri, "the token was not accepted, asking for another one");
-                    self.tokens.invalidate(&token);
-                    first = false;
-                }
-                Err(error) => return Err(error),
-            }
-        }
     }
 }
 
@@ -87,7 +66,8 @@ struct AgentSocket {
 }
 
 impl AgentSocket {
-    async fn token(self) -> Result<Token, Error> {
+    /// A token that is not `refused`, which the broker did not accept.
+    async fn token(self, refused: Option<Arc<Token>>) -> Result<Token, Error> {
         #[derive(Deserialize)]
         struct Answer {
             token: String,
@@ -95,16 +75,19 @@ impl AgentSocket {
         }
         let mut request = GetTokenRequest::new();
         request.TokenType = "kbs".to_owned();
+        let mut context = context::with_duration(CALL);
+        if let Some(token) = refused {
+            context.add(REFUSED_TOKEN.to_owned(), token.jwt().to_owned());
+        }
         let answer = retry::transient(|| async {
             let client = self.client("GetToken").await?;
-            client.get_token(context::with_duration(CALL), &request).await.map_err(|e| self.failed("GetToken", e))
+            client.get_token(context.clone(), &request).await.map_err(|e| self.failed("GetToken", e))
         });
         let answer = Zeroizing::new(answer.await?.Token);
         // The parser's own words could repeat the key.
         let answer: Answer = serde_json::from_slice(&answer)
             .map_err(|_| self.unusable("it is not JSON with token and tee_keypair".to_owned()))?;
-        let key =
-            TeeKey::from_pkcs8_pem(&answer.tee_keypair).map_err(|e| self.unusable(format!("tee_keypair: {e}")))?;
+        let key = TeeKey::from_pem(&answer.tee_keypair).map_err(|e| self.unusable(format!("tee_keypair: {e}")))?;
         Token::new(answer.token, key, Instant::now()).map_err(|e| self.unusable(e))
     }
 
@@ -150,5 +133,3 @@ impl AgentSocket {
 
 /// Above the deadline of a handshake.
 const CALL: Duration = Duration::from_secs(45);
-/// Below the 50 s after which upstream's clients of the data hub stop waiting.
-const DEADLINE: Duration = Duration::from_secs(48);

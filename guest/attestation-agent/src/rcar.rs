@@ -7,7 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value};
 use wire::initdata::InitData;
-use wire::jwe::{EcdhCurve, TeeKey};
+use wire::jwe::{KeyAlgorithm, TeeKey};
 use wire::rcar::{Attestation, Challenge, InitDataBody, Request, RuntimeData, Tee, TeeEvidence, TokenResponse};
 
 use crate::error::{Error, Stage};
@@ -21,7 +21,7 @@ use crate::tokens::{Clock, Token};
 pub(crate) struct Handshake {
     pub(crate) kbs: Kbs,
     /// Of the key that each handshake makes.
-    pub(crate) curve: EcdhCurve,
+    pub(crate) key_algorithm: KeyAlgorithm,
     pub(crate) platform: Platform,
     pub(crate) initdata: Option<Arc<InitData>>,
     pub(crate) clock: Clock,
@@ -51,7 +51,10 @@ impl Handshake {
         };
 
         let algorithm = challenge.hash_algorithm().map_err(|e| unusable(Stage::Auth, AUTH, e.to_string()))?;
-        let key = TeeKey::generate_on(self.curve).map_err(|e| Error::Key(e.to_string()))?;
+        let key_algorithm = self.key_algorithm;
+        // RSA takes its time.
+        let key = tokio::task::spawn_blocking(move || TeeKey::generate_for(key_algorithm)).await;
+        let key = key.map_err(|e| Error::GivenUp(e.to_string()))?.map_err(|e| Error::Key(e.to_string()))?;
         let tee_pubkey = key.public_jwk().map_err(|e| Error::Key(e.to_string()))?;
         let runtime_data = RuntimeData { nonce: challenge.nonce, tee_pubkey };
         let for_devices = runtime_data.device_report_data(algorithm).map_err(|e| Error::Key(e.to_string()))?;

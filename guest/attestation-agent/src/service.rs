@@ -4,6 +4,7 @@ mod grpc;
 mod ttrpc;
 
 pub use self::grpc::{GRPC_ADDRESS, serve_grpc};
+pub(crate) use self::ttrpc::REFUSED_TOKEN;
 pub use self::ttrpc::{ADDRESS, serve};
 
 use std::sync::Arc;
@@ -32,6 +33,11 @@ impl Calls {
         let devices = self.0.additional_evidence(runtime_data).await;
         let devices = devices.map_err(|e| Failure::of("get additional evidence", &e))?;
         Ok(devices.map(|devices| serde_json::Value::Object(devices).to_string().into_bytes()).unwrap_or_default())
+    }
+
+    /// The key broker has said no to this token.
+    fn refused(&self, jwt: &str) {
+        self.0.invalidate(jwt);
     }
 
     async fn token(&self, kind: &str) -> Result<Zeroizing<Vec<u8>>, Failure> {

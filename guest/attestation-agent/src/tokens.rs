@@ -104,10 +104,10 @@ impl TokenCache {
         flight.await
     }
 
-    /// Forgets `token` if it is still the current one.
-    pub(crate) fn invalidate(&self, token: &Arc<Token>) {
+    /// Forgets the token `jwt` if it is still the current one.
+    pub(crate) fn invalidate(&self, jwt: &str) {
         let mut slot = lock(&self.slot);
-        if slot.token.as_ref().is_some_and(|current| Arc::ptr_eq(current, token)) {
+        if slot.token.as_ref().is_some_and(|current| current.jwt() == jwt) {
             slot.token = None;
         }
     }
@@ -253,12 +253,12 @@ mod tests {
         let second = cache.get(attest).await.unwrap();
         assert!(!Arc::ptr_eq(&first, &second));
 
-        cache.invalidate(&first);
+        cache.invalidate(first.jwt());
         assert!(
             Arc::ptr_eq(&second, &cache.get(attest).await.unwrap()),
             "an old token's refusal says nothing of the new"
         );
-        cache.invalidate(&second);
+        cache.invalidate(second.jwt());
         assert!(!Arc::ptr_eq(&second, &cache.get(attest).await.unwrap()));
         assert_eq!(handshakes.load(Ordering::Relaxed), 3);
     }
@@ -283,10 +283,11 @@ mod tests {
         (TokenCache::new(Arc::new(move || clock.now())), time)
     }
 
-    /// Lives for 300 seconds.
+    /// Lives for 300 seconds, and is like no other.
     fn token(now: Instant) -> Token {
+        static SIGNATURES: AtomicUsize = AtomicUsize::new(1000);
         // {"iat":1000,"exp":1300}
-        let jwt = "e30.eyJpYXQiOjEwMDAsImV4cCI6MTMwMH0.c2ln".to_owned();
+        let jwt = format!("e30.eyJpYXQiOjEwMDAsImV4cCI6MTMwMH0.{}", SIGNATURES.fetch_add(1, Ordering::Relaxed));
         Token::new(jwt, TeeKey::generate().unwrap(), now).unwrap()
     }
 }

@@ -7,11 +7,13 @@ mod double;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use attestation_agent::{AaConfig, AttestationAgent, Error, KeyAlgorithm, Measured, Stage};
+use attestation_agent::{AaConfig, AttestationAgent, Error, Measured, Stage};
 use double::{Faults, KbsDouble};
 use evidence::Attester;
+use serde_json::json;
 use wire::event_log::Event;
 use wire::initdata::InitData;
+use wire::jwe::KeyAlgorithm;
 use wire::resource::ResourceUri;
 
 #[tokio::test]
@@ -52,12 +54,20 @@ async fn the_initdata_goes_with_the_evidence_byte_for_byte() {
 async fn the_configured_kind_of_key_is_made() {
     let kbs = KbsDouble::start().await;
     kbs.put("resource/default/key/1", b"secret");
-    let mut config = config(&kbs);
-    config.token_configs.kbs.as_mut().unwrap().tee_key_algorithm = KeyAlgorithm::P521;
-    let agent = AttestationAgent::new(config, Attester::sample(), None).unwrap();
+    for (algorithm, members) in KeyAlgorithm::ALL.into_iter().zip([
+        json!({ "kty": "EC", "crv": "P-256", "alg": "ECDH-ES+A256KW" }),
+        json!({ "kty": "EC", "crv": "P-521", "alg": "ECDH-ES+A256KW" }),
+        json!({ "kty": "RSA", "alg": "RSA-OAEP-256" }),
+        json!({ "kty": "AKP", "alg": "ML-KEM-768+A192KW" }),
+    ]) {
+        let mut config = config(&kbs);
+        config.token_configs.kbs.as_mut().unwrap().tee_key_algorithm = algorithm;
+        let agent = AttestationAgent::new(config, Attester::sample(), None).unwrap();
 
-    assert_eq!(*agent.get_resource(&uri("kbs:///default/key/1")).await.unwrap(), b"secret");
-    assert_eq!(kbs.last_attestation().runtime_data.tee_pubkey["crv"], "P-521");
+        assert_eq!(*agent.get_resource(&uri("kbs:///default/key/1")).await.unwrap(), b"secret", "{algorithm:?}");
+        let key = kbs.last_attestation().runtime_data.tee_pubkey;
+        assert!(members.as_object().unwrap().iter().all(|(name, value)| key[name] == *value), "{key}");
+    }
 }
 
 #[tokio::test]

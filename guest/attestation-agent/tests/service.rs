@@ -24,7 +24,7 @@ async fn a_kbs_token_comes_with_the_key_that_it_names() {
 
         let answer: Value = serde_json::from_slice(&answer).unwrap();
         assert!(answer["token"].as_str().unwrap().starts_with("e30."));
-        let key = TeeKey::from_pkcs8_pem(answer["tee_keypair"].as_str().unwrap()).unwrap();
+        let key = TeeKey::from_pem(answer["tee_keypair"].as_str().unwrap()).unwrap();
         let attested = TeePublicKey::from_jwk(&guest.kbs.last_attestation().runtime_data.tee_pubkey).unwrap();
         assert_eq!(*key.open(&attested.seal(b"for the guest").unwrap()).unwrap(), b"for the guest");
         // Upstream's agent would attest for each of these.

@@ -11,12 +11,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
+use attestation_agent::AttestationAgent;
 use attestation_agent::endpoint::Endpoint;
 use data_hub::{CdhConfig, DataHub};
 use double::KbsDouble;
+use evidence::Attester;
 use guest::{Guest, agent};
 use tempfile::TempDir;
 use ttrpc::r#async::TtrpcContext;
+use wire::jwe::KeyAlgorithm;
 use wire::resource::ResourceUri;
 use wire::sealed_secret::{KeyId, Payload, SealedSecret, SealingKey, Vault};
 use wire_ttrpc::attestation_agent::{GetTokenRequest, GetTokenResponse};
@@ -76,16 +79,63 @@ async fn a_token_that_is_refused_is_replaced_once() {
 }
 
 #[tokio::test]
-async fn our_own_agent_serves_tokens_too() {
+async fn our_own_agent_serves_tokens_with_every_kind_of_key() {
+    let kbs = KbsDouble::start().await;
+    kbs.put("resource/default/key/1", b"secret");
+    for algorithm in KeyAlgorithm::ALL {
+        let folder = tempfile::tempdir().unwrap();
+        let address = format!("unix://{}/aa.sock", folder.path().display());
+        let mut config = guest::agent_config(&kbs);
+        config.token_configs.kbs.as_mut().unwrap().tee_key_algorithm = algorithm;
+        let agent = Arc::new(AttestationAgent::new(config, Attester::sample(), None).unwrap());
+        let _endpoint = attestation_agent::serve(agent, &address).await.unwrap();
+
+        let hub = standalone(&kbs, &address, &folder);
+
+        let secret = hub.get_resource(&ResourceUri::parse("kbs:///default/key/1").unwrap()).await.unwrap();
+        assert_eq!(*secret, b"secret", "{algorithm:?}");
+    }
+}
+
+/// As after a restart of the broker with other keys: what it has signed before counts no longer.
+#[tokio::test]
+async fn our_own_agent_attests_anew_when_the_broker_refuses_its_token() {
     let kbs = KbsDouble::start().await;
     kbs.put("resource/default/key/1", b"secret");
     let folder = tempfile::tempdir().unwrap();
     let address = format!("unix://{}/aa.sock", folder.path().display());
     let _endpoint = attestation_agent::serve(agent(&kbs), &address).await.unwrap();
+    let hubs = [(); 2].map(|()| Arc::new(standalone(&kbs, &address, &folder)));
+    let uri = ResourceUri::parse("kbs:///default/key/1").unwrap();
+    for hub in &hubs {
+        hub.get_resource(&uri).await.unwrap();
+    }
+    assert_eq!(kbs.handshakes(), 1);
 
+    kbs.revoke_tokens();
+
+    let gets = hubs.iter().cycle().take(50).map(|hub| {
+        let (hub, uri) = (Arc::clone(hub), uri.clone());
+        tokio::spawn(async move { hub.get_resource(&uri).await })
+    });
+    for get in gets.collect::<Vec<_>>() {
+        assert_eq!(*get.await.unwrap().unwrap(), b"secret");
+    }
+    assert_eq!(kbs.handshakes(), 2, "all who had the old token share the new one");
+}
+
+#[tokio::test]
+async fn a_broker_that_accepts_no_token_is_given_up() {
+    let kbs = KbsDouble::with_faults(double::Faults { forget_tokens: true, ..double::Faults::default() }).await;
+    let folder = tempfile::tempdir().unwrap();
+    let address = format!("unix://{}/aa.sock", folder.path().display());
+    let _endpoint = attestation_agent::serve(agent(&kbs), &address).await.unwrap();
     let hub = standalone(&kbs, &address, &folder);
 
-    assert_eq!(*hub.get_resource(&ResourceUri::parse("kbs:///default/key/1").unwrap()).await.unwrap(), b"secret");
+    let error = hub.get_resource(&ResourceUri::parse("kbs:///default/key/1").unwrap()).await.unwrap_err();
+
+    assert!(error.is_refused(), "{error}");
+    assert_eq!(kbs.handshakes(), 3);
 }
 
 #[tokio::test]

@@ -8,10 +8,10 @@ use clap::Args;
 use evidence::Attester;
 use serde_json::json;
 use wire::initdata::InitData;
+use wire::jwe::TeeKey;
 use wire::resource::ResourcePath;
 
 use crate::handshake::Guest;
-use crate::tee_key::TeeKeyFile;
 use crate::{Outcome, read};
 use cli::trustee::Trustee;
 
@@ -24,7 +24,7 @@ pub struct Attest {
     #[arg(long, conflicts_with = "init_data")]
     initdata: Option<PathBuf>,
     /// File with the private key that secrets are to be sealed to, instead of a new one: RSA in PKCS#1 PEM, or EC P-256
-    /// or P-521 in PKCS#8 PEM.
+    /// or P-521 or ML-KEM-768 in PKCS#8 PEM.
     #[arg(long)]
     tee_key_file: Option<PathBuf>,
 }
@@ -71,10 +71,13 @@ pub async fn get_resource(url: &str, cert_file: Option<&Path>, arguments: GetRes
 
 fn guest(url: &str, cert_file: Option<&Path>, arguments: &Attest) -> Result<Guest, Box<dyn std::error::Error>> {
     let key = match &arguments.tee_key_file {
-        Some(path) => TeeKeyFile::parse(&zeroize::Zeroizing::new(text(path)?)).map_err(|e| {
-            format!("--tee-key-file {}: {e}; next: give RSA in PKCS#1 PEM, or EC in PKCS#8 PEM", path.display())
+        Some(path) => TeeKey::from_pem(&zeroize::Zeroizing::new(text(path)?)).map_err(|e| {
+            format!(
+                "--tee-key-file {}: {e}; next: give RSA in PKCS#1 PEM, or EC or ML-KEM in PKCS#8 PEM",
+                path.display()
+            )
         })?,
-        None => TeeKeyFile::generate()?,
+        None => TeeKey::generate()?,
     };
     Ok(Guest::new(Trustee::anonymous(url, cert_file)?, key))
 }

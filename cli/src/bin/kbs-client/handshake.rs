@@ -6,25 +6,24 @@ use reqwest::header::{AUTHORIZATION, COOKIE, HeaderMap, SET_COOKIE};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use wire::initdata::InitData;
-use wire::jwe::Jwe;
+use wire::jwe::{self, Jwe, TeeKey};
 use wire::rcar::{Challenge, Request, RuntimeData, TokenResponse};
 use wire::resource::{ResourcePath, ResourceUri};
 use zeroize::Zeroizing;
 
-use crate::tee_key::{self, TeeKeyFile};
 use cli::trustee::{self, Trustee};
 
 /// This machine as a guest of a Trustee.
 pub struct Guest {
     trustee: Trustee,
-    key: TeeKeyFile,
+    key: TeeKey,
     /// The session's cookie, once it has attested.
     cookie: Option<String>,
 }
 
 impl Guest {
     /// A guest that secrets are sealed to by its key.
-    pub fn new(trustee: Trustee, key: TeeKeyFile) -> Self {
+    pub fn new(trustee: Trustee, key: TeeKey) -> Self {
         Self { trustee, key, cookie: None }
     }
 
@@ -85,7 +84,7 @@ pub enum Error {
     #[error("{what} can't be read (line {line}, column {column}); next: check that --url is that of a Trustee")]
     Answer { what: &'static str, line: usize, column: usize },
     #[error("key: {0}; next: check that --tee-key-file is the key that the token was issued for")]
-    Key(#[from] tee_key::Error),
+    Key(#[from] jwe::Error),
 }
 
 /// The cookies that an answer sets, as a request sends them back.

@@ -9,7 +9,6 @@ mod config;
 mod explain;
 mod guest;
 mod handshake;
-mod tee_key;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

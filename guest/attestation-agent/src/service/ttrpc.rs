@@ -44,7 +44,10 @@ impl AttestationAgentService for Calls {
         Ok(response)
     }
 
-    async fn get_token(&self, _: &TtrpcContext, request: GetTokenRequest) -> ttrpc::Result<GetTokenResponse> {
+    async fn get_token(&self, context: &TtrpcContext, request: GetTokenRequest) -> ttrpc::Result<GetTokenResponse> {
+        if let Some(jwt) = context.metadata.get(REFUSED_TOKEN).and_then(|values| values.first()) {
+            self.refused(jwt);
+        }
         let mut response = GetTokenResponse::new();
         response.Token = self.token(&request.TokenType).await?.to_vec();
         Ok(response)
@@ -101,3 +104,6 @@ impl From<Failure> for ttrpc::Error {
 
 /// Where upstream's components look for this service.
 pub const ADDRESS: &str = "unix:///run/confidential-containers/attestation-agent/attestation-agent.sock";
+/// Metadata of `GetToken`: the token that the key broker has refused, and that the answer should not be. Upstream's agent
+/// ignores it, since it attests for each call.
+pub(crate) const REFUSED_TOKEN: &str = "cocoon-refused-token";

@@ -229,8 +229,11 @@ impl Client {
 
 /// An agent of the sample TEE whose broker is `kbs`.
 pub fn agent(kbs: &KbsDouble) -> Arc<AttestationAgent> {
-    let config = AaConfig::parse(&format!("[token_configs.kbs]\nurl = \"{}\"\n", kbs.url())).unwrap();
-    Arc::new(AttestationAgent::new(config, Attester::sample(), None).unwrap())
+    Arc::new(AttestationAgent::new(agent_config(kbs), Attester::sample(), None).unwrap())
+}
+
+pub fn agent_config(kbs: &KbsDouble) -> AaConfig {
+    AaConfig::parse(&format!("[token_configs.kbs]\nurl = \"{}\"\n", kbs.url())).unwrap()
 }
 
 pub fn packet(kid: &str) -> AnnotationPacket {

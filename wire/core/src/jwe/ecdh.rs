@@ -1,10 +1,11 @@
 //! Keys agreed by ECDH-ES+A256KW (RFC 7518 section 4.6) on P-256 or P-521.
 
 use aws_lc_rs::agreement::{self, Algorithm, ECDH_P256, ECDH_P521, ParsedPublicKey, PrivateKey, UnparsedPublicKey};
-use aws_lc_rs::encoding::{AsBigEndian, EcPublicKeyUncompressedBin};
+use aws_lc_rs::encoding::{AsBigEndian, AsDer, EcPublicKeyUncompressedBin, Pkcs8V1Der};
 use aws_lc_rs::kdf::{SskdfDigestAlgorithmId, get_sskdf_digest_algorithm, sskdf_digest};
 use aws_lc_rs::key_wrap::{AES_256, AesKek, KeyWrap};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use super::error::Error;
@@ -13,11 +14,15 @@ use crate::encoding;
 
 /// Curves for key agreement.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum EcdhCurve {
-    /// NIST P-256.
+pub(super) enum EcdhCurve {
     P256,
-    /// NIST P-521.
     P521,
+}
+
+/// A guest's private key on one of the curves.
+pub(super) struct EcdhKey {
+    curve: EcdhCurve,
+    private: PrivateKey,
 }
 
 /// A point on one of the curves.
@@ -46,28 +51,51 @@ impl EcdhPublicKey {
     }
 }
 
-impl EcdhCurve {
-    /// The content encryption key that was wrapped for a private key on this curve.
-    pub(super) fn unwrap(self, private: &PrivateKey, jwe: &Jwe) -> Result<ContentKey, Error> {
+impl EcdhKey {
+    pub fn generate(curve: EcdhCurve) -> Result<Self, Error> {
+        Ok(Self { curve, private: PrivateKey::generate(curve.algorithm())? })
+    }
+
+    pub fn from_pkcs8(der: &[u8]) -> Result<Self, Error> {
+        let on = |curve: EcdhCurve| {
+            let private = PrivateKey::from_private_key_der(curve.algorithm(), der).ok()?;
+            Some(Self { curve, private })
+        };
+        on(EcdhCurve::P256).or_else(|| on(EcdhCurve::P521)).ok_or(Error::Key("it is not a key on P-256 or P-521"))
+    }
+
+    pub fn to_pkcs8(&self) -> Result<Pkcs8V1Der<'static>, Error> {
+        Ok(self.private.as_der()?)
+    }
+
+    pub fn public_jwk(&self) -> Result<Value, Error> {
+        let (x, y) = self.curve.coordinates(&self.private)?;
+        Ok(json!({ "kty": "EC", "crv": self.curve.name(), "alg": ALG, "x": x, "y": y }))
+    }
+
+    /// The content encryption key that was wrapped for this key.
+    pub fn unwrap(&self, jwe: &Jwe) -> Result<ContentKey, Error> {
         let header: Header = jwe.header()?;
-        if header.alg != ALG || header.enc != A256GCM || header.epk.crv != self.name() {
+        if header.alg != ALG || header.enc != A256GCM || header.epk.crv != self.curve.name() {
             return Err(Error::Header);
         }
         let wrapped: [u8; KEY_LEN + 8] = jwe.wrapped_key()?;
-        let kek = self.agree(private, self.point(&header.epk.x, &header.epk.y)?)?;
+        let kek = self.curve.agree(&self.private, self.curve.point(&header.epk.x, &header.epk.y)?)?;
         let mut cek = Zeroizing::new([0; KEY_LEN]);
         AesKek::new(&AES_256, &*kek)?.unwrap(&wrapped, &mut *cek)?;
         Ok(ContentKey::new(cek))
     }
+}
 
-    pub(super) fn name(self) -> &'static str {
+impl EcdhCurve {
+    fn name(self) -> &'static str {
         match self {
             Self::P256 => "P-256",
             Self::P521 => "P-521",
         }
     }
 
-    pub(super) fn algorithm(self) -> &'static Algorithm {
+    fn algorithm(self) -> &'static Algorithm {
         match self {
             Self::P256 => &ECDH_P256,
             Self::P521 => &ECDH_P521,
@@ -75,7 +103,7 @@ impl EcdhCurve {
     }
 
     /// The coordinates of a private key's point, base64url.
-    pub(super) fn coordinates(self, private: &PrivateKey) -> Result<(String, String), Error> {
+    fn coordinates(self, private: &PrivateKey) -> Result<(String, String), Error> {
         let public = private.compute_public_key()?;
         let point: EcPublicKeyUncompressedBin<'_> = public.as_be_bytes()?;
         let (x, y) = point.as_ref()[1..].split_at(self.width());

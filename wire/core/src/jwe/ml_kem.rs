@@ -11,43 +11,49 @@ use super::kmac::kmac256;
 use super::message::{A256GCM, ContentKey, Jwe, KEY_LEN};
 use crate::encoding;
 
-/// A guest's private key of this kind. It is never written down: it lives as long as one attestation token.
-pub struct MlKemKey(DecapsulationKey);
+/// A guest's private key of this kind.
+pub(super) struct MlKemKey {
+    private: DecapsulationKey,
+    /// Of the encapsulation key, base64url.
+    public: String,
+}
 
 impl MlKemKey {
-    /// A new key.
-    ///
-    /// # Errors
-    /// [`Error::Crypto`] if the random generator fails.
     pub fn generate() -> Result<Self, Error> {
-        Ok(Self(DecapsulationKey::generate(&ML_KEM_768)?))
+        let private = DecapsulationKey::generate(&ML_KEM_768)?;
+        let public = encoding::to_url(private.encapsulation_key()?.key_bytes()?.as_ref());
+        Ok(Self { private, public })
     }
 
-    /// The public half as the JWK that goes into the runtime data.
-    ///
-    /// # Errors
-    /// [`Error::Crypto`] if it can't be computed, which is not expected.
-    pub fn public_jwk(&self) -> Result<Value, Error> {
-        let public = self.0.encapsulation_key()?.key_bytes()?;
-        Ok(json!({ "kty": "AKP", "alg": ALG, "pub": encoding::to_url(public.as_ref()) }))
+    /// `None` for anything but an expanded key as [`MlKemKey::to_pkcs8`] writes it.
+    pub fn from_pkcs8(der: &[u8]) -> Option<Self> {
+        let expanded = der.strip_prefix(&PKCS8_HEAD)?;
+        let private = DecapsulationKey::new(&ML_KEM_768, expanded).ok()?;
+        let public = encoding::to_url(expanded.get(PUBLIC)?);
+        Some(Self { private, public })
     }
 
-    /// Opens what was sealed to this key.
-    ///
-    /// # Errors
-    /// [`Error::Header`] or [`Error::Encoding`] for a malformed message, [`Error::Crypto`] if it was sealed to
-    /// another key or changed on its way.
-    pub fn open(&self, jwe: &Jwe) -> Result<Zeroizing<Vec<u8>>, Error> {
+    pub fn to_pkcs8(&self) -> Result<Zeroizing<Vec<u8>>, Error> {
+        let expanded = self.private.key_bytes()?;
+        Ok(Zeroizing::new([&PKCS8_HEAD, expanded.as_ref()].concat()))
+    }
+
+    pub fn public_jwk(&self) -> Value {
+        json!({ "kty": "AKP", "alg": ALG, "pub": self.public })
+    }
+
+    /// The content encryption key that was wrapped for this key.
+    pub fn unwrap(&self, jwe: &Jwe) -> Result<ContentKey, Error> {
         let header: Header = jwe.header()?;
         if header.alg != ALG || header.enc != A256GCM {
             return Err(Error::Header);
         }
         let wrapped: [u8; KEY_LEN + 8] = jwe.wrapped_key()?;
         let encapsulated = encoding::url(&header.ek).ok_or(Error::Header)?;
-        let secret = self.0.decapsulate(Ciphertext::from(&*encapsulated))?;
+        let secret = self.private.decapsulate(Ciphertext::from(&*encapsulated))?;
         let mut cek = Zeroizing::new([0; KEY_LEN]);
         wrapping(secret.as_ref())?.unwrap_key(&wrapped, &mut *cek).map_err(|_| Error::Crypto)?;
-        ContentKey::new(cek).open(jwe)
+        Ok(ContentKey::new(cek))
     }
 }
 
@@ -92,6 +98,14 @@ struct Header {
 
 pub(super) const ALG: &str = "ML-KEM-768+A192KW";
 const KEK_LEN: usize = 24;
+/// All of the PKCS#8 document (RFC 9935) but the expanded key, which has one length: version 0, id-alg-ml-kem-768, and an
+/// octet string in another.
+const PKCS8_HEAD: [u8; 28] = [
+    0x30, 0x82, 0x09, 0x78, 0x02, 0x01, 0x00, 0x30, 0x0b, 0x06, 0x09, 0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x04,
+    0x02, 0x04, 0x82, 0x09, 0x64, 0x04, 0x82, 0x09, 0x60,
+];
+/// Where an expanded key has the encapsulation key (FIPS 203, algorithm 16).
+const PUBLIC: std::ops::Range<usize> = 1152..2336;
 
 #[cfg(test)]
 mod tests {
@@ -120,8 +134,20 @@ mod tests {
     }
 
     #[test]
+    fn a_key_is_read_as_it_was_written() {
+        let key = MlKemKey::generate().unwrap();
+        let der = key.to_pkcs8().unwrap();
+        let read = MlKemKey::from_pkcs8(&der).unwrap();
+        assert_eq!(read.public, key.public);
+        assert_eq!(read.to_pkcs8().unwrap(), der);
+        assert!(MlKemKey::from_pkcs8(&der[..der.len() - 1]).is_none());
+        assert!(MlKemKey::from_pkcs8(&[&der, &[0][..]].concat()).is_none());
+        assert!(MlKemKey::from_pkcs8(&[]).is_none());
+    }
+
+    #[test]
     fn a_key_that_is_none_is_refused() {
-        let good = MlKemKey::generate().unwrap().public_jwk().unwrap()["pub"].as_str().unwrap().to_owned();
+        let good = MlKemKey::generate().unwrap().public;
         // Coefficients beyond the modulus, which FIPS 203 section 7.2 has refused.
         let beyond = encoding::to_url(&[0xff; 1184]);
         for public in ["", "*", &good[..good.len() - 4], &format!("{good}AAAA"), &beyond] {

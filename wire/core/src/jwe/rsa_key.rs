@@ -1,8 +1,9 @@
-//! The private key of a guest that brings RSA: no guest of ours does, but tools can be told to.
+//! The private key of a guest that was told to have RSA.
 
 use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der, PublicKeyX509Der};
 use aws_lc_rs::rsa::{
-    KeyPair, OAEP_SHA256_MGF1SHA256, OaepPrivateDecryptingKey, PrivateDecryptingKey, PublicKey, PublicKeyComponents,
+    KeyPair, KeySize, OAEP_SHA256_MGF1SHA256, OaepPrivateDecryptingKey, PrivateDecryptingKey, PublicKey,
+    PublicKeyComponents,
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -14,57 +15,55 @@ use super::rsa::OAEP;
 use crate::encoding;
 
 /// An RSA key that secrets are sealed to with OAEP and SHA-256.
-pub struct RsaKey {
-    private: OaepPrivateDecryptingKey,
-    public: Value,
+pub(super) struct RsaKey {
+    private: PrivateDecryptingKey,
+    oaep: OaepPrivateDecryptingKey,
 }
 
 impl RsaKey {
-    /// Reads a PKCS#1 PEM.
-    ///
-    /// # Errors
-    /// [`Error::Key`] for anything else.
-    pub fn from_pkcs1_pem(pem: &str) -> Result<Self, Error> {
-        let body = pem.trim().strip_prefix(PEM_HEAD).and_then(|rest| rest.strip_suffix(PEM_TAIL));
-        let body = body.ok_or(Error::Key("it is not a PEM of a PKCS#1 private key"))?;
-        let body: Zeroizing<String> = Zeroizing::new(body.split_ascii_whitespace().collect());
-        let der = Zeroizing::new(encoding::standard(&body).ok_or(Error::Key("its PEM is not base64"))?);
-        let pair = KeyPair::from_der(&der).map_err(|_| REFUSED)?;
+    /// Of 2048 bits, as upstream's guests make them.
+    pub fn generate() -> Result<Self, Error> {
+        Self::new(PrivateDecryptingKey::generate(KeySize::Rsa2048)?)
+    }
+
+    pub fn from_pkcs1(der: &[u8]) -> Result<Self, Error> {
+        let pair = KeyPair::from_der(der).map_err(|_| REFUSED)?;
         let pkcs8: Pkcs8V1Der<'_> = pair.as_der()?;
         Self::new(PrivateDecryptingKey::from_pkcs8(pkcs8.as_ref()).map_err(|_| REFUSED)?)
     }
 
-    /// The public half as the JWK that goes into the runtime data.
-    ///
-    /// # Errors
-    /// None; other kinds of keys have some.
-    pub fn public_jwk(&self) -> Result<Value, Error> {
-        Ok(self.public.clone())
+    pub fn to_pkcs1(&self) -> Result<Zeroizing<Vec<u8>>, Error> {
+        let pkcs8: Pkcs8V1Der<'_> = self.private.as_der()?;
+        // Both lengths, at 2 and 24, have two bytes for keys of 2048 to 8192 bits.
+        match pkcs8.as_ref().split_at_checked(26) {
+            Some((head, pkcs1)) if head[4..24] == PKCS8_HEAD => Ok(Zeroizing::new(pkcs1.to_vec())),
+            _ => Err(Error::Crypto),
+        }
     }
 
-    /// Opens what was sealed to this key.
-    ///
-    /// # Errors
-    /// [`Error::Header`] or [`Error::Encoding`] for a malformed message, [`Error::Crypto`] if it was sealed to another
-    /// key or changed on its way.
-    pub fn open(&self, jwe: &Jwe) -> Result<Zeroizing<Vec<u8>>, Error> {
+    pub fn public_jwk(&self) -> Result<Value, Error> {
+        let der: PublicKeyX509Der<'_> = self.private.public_key().as_der()?;
+        let parts = PublicKeyComponents::<Vec<u8>>::from(&PublicKey::from_der(der.as_ref()).map_err(|_| REFUSED)?);
+        let (n, e) = (encoding::to_url(&parts.n), encoding::to_url(&parts.e));
+        Ok(json!({ "kty": "RSA", "alg": OAEP, "n": n, "e": e }))
+    }
+
+    /// The content encryption key that was wrapped for this key.
+    pub fn unwrap(&self, jwe: &Jwe) -> Result<ContentKey, Error> {
         let header: Header = jwe.header()?;
         if header.alg != OAEP || header.enc != A256GCM {
             return Err(Error::Header);
         }
         let wrapped = encoding::url(&jwe.encrypted_key).ok_or(Error::Encoding("encrypted_key"))?;
-        let mut unwrapped = Zeroizing::new(vec![0; self.private.min_output_size()]);
-        let key = self.private.decrypt(&OAEP_SHA256_MGF1SHA256, &wrapped, &mut unwrapped, None)?;
+        let mut unwrapped = Zeroizing::new(vec![0; self.oaep.min_output_size()]);
+        let key = self.oaep.decrypt(&OAEP_SHA256_MGF1SHA256, &wrapped, &mut unwrapped, None)?;
         let key = Zeroizing::new((&*key).try_into().map_err(|_| Error::Crypto)?);
-        ContentKey::new(key).open(jwe)
+        Ok(ContentKey::new(key))
     }
 
     fn new(private: PrivateDecryptingKey) -> Result<Self, Error> {
-        let der: PublicKeyX509Der<'_> = private.public_key().as_der()?;
-        let parts = PublicKeyComponents::<Vec<u8>>::from(&PublicKey::from_der(der.as_ref()).map_err(|_| REFUSED)?);
-        let (n, e) = (encoding::to_url(&parts.n), encoding::to_url(&parts.e));
-        let public = json!({ "kty": "RSA", "alg": OAEP, "n": n, "e": e });
-        Ok(Self { private: OaepPrivateDecryptingKey::new(private).map_err(|_| REFUSED)?, public })
+        let oaep = OaepPrivateDecryptingKey::new(private.clone()).map_err(|_| REFUSED)?;
+        Ok(Self { private, oaep })
     }
 }
 
@@ -74,26 +73,28 @@ struct Header {
     enc: String,
 }
 
-const PEM_HEAD: &str = "-----BEGIN RSA PRIVATE KEY-----";
-const PEM_TAIL: &str = "-----END RSA PRIVATE KEY-----";
+/// What PKCS#8 has between its length and that of the PKCS#1 document: version 0, rsaEncryption, an octet string.
+const PKCS8_HEAD: [u8; 20] = [
+    0x02, 0x01, 0x00, 0x30, 0x0d, 0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01, 0x05, 0x00, 0x04,
+    0x82,
+];
 const REFUSED: Error = Error::Key("it is not an RSA private key of 2048 to 8192 bits");
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::jwe::TeePublicKey;
-    use aws_lc_rs::rsa::KeySize;
 
     #[test]
-    fn the_key_opens_what_was_sealed_to_its_public_half() {
-        let key = RsaKey::new(PrivateDecryptingKey::generate(KeySize::Rsa2048).unwrap()).unwrap();
-        let other = RsaKey::new(PrivateDecryptingKey::generate(KeySize::Rsa2048).unwrap()).unwrap();
-        let sealed = TeePublicKey::from_jwk(&key.public_jwk().unwrap()).unwrap().seal(b"a secret").unwrap();
-        assert_eq!(key.open(&sealed).unwrap().as_slice(), b"a secret");
-        assert_eq!(other.open(&sealed).err(), Some(Error::Crypto));
-        assert!(
-            RsaKey::from_pkcs1_pem("-----BEGIN RSA PRIVATE KEY-----\nAAAA\n-----END RSA PRIVATE KEY-----").is_err()
-        );
-        assert!(RsaKey::from_pkcs1_pem("nonsense").is_err());
+    fn a_key_of_any_length_is_read_as_it_was_written() {
+        for size in [KeySize::Rsa2048, KeySize::Rsa4096] {
+            let key = RsaKey::new(PrivateDecryptingKey::generate(size).unwrap()).unwrap();
+            let der = key.to_pkcs1().unwrap();
+            let read = RsaKey::from_pkcs1(&der).unwrap();
+            assert_eq!(read.to_pkcs1().unwrap(), der);
+            assert_eq!(read.public_jwk().unwrap(), key.public_jwk().unwrap());
+        }
+        for der in [&[][..], b"nonsense", &[0x30, 0x82, 0xff, 0xff]] {
+            assert!(matches!(RsaKey::from_pkcs1(der), Err(Error::Key(_))));
+        }
     }
 }
