@@ -1,6 +1,7 @@
 //! Servers of the guest: ttrpc on unix sockets, whose file appears when the server answers and not before, and gRPC.
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -34,6 +35,44 @@ impl Address {
         }
         let address: SocketAddr = text.parse().map_err(|_| refused())?;
         if address.ip().is_loopback() { Ok(Self::Grpc(address)) } else { Err(Error::NotLoopback(address)) }
+    }
+}
+
+/// How a program serves, where its name says so.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Protocol {
+    /// Its name starts with `ttrpc-`.
+    Ttrpc,
+    /// Its name starts with `grpc-`.
+    Grpc,
+}
+
+impl Protocol {
+    /// The one that the name of the program fixes; another name leaves it to the address.
+    pub fn of_program(name: &OsStr) -> Option<Self> {
+        let name = Path::new(name).file_name()?.to_str()?;
+        let named = |start| name.starts_with(start);
+        if named("ttrpc-") { Some(Self::Ttrpc) } else { named("grpc-").then_some(Self::Grpc) }
+    }
+
+    /// The address to serve at, as it was configured or else the protocol's default.
+    ///
+    /// # Errors
+    /// [`Error`] for what is no address, or one of the other protocol.
+    pub fn address(
+        fixed: Option<Self>,
+        configured: Option<&str>,
+        ttrpc: &str,
+        grpc: &str,
+    ) -> Result<(String, Address), Error> {
+        let text = configured.unwrap_or(if fixed == Some(Self::Grpc) { grpc } else { ttrpc });
+        let address = Address::parse(text)?;
+        match (fixed, &address) {
+            (Some(Self::Ttrpc), Address::Grpc(_)) | (Some(Self::Grpc), Address::Ttrpc(_)) => {
+                Err(Error::Address(text.to_owned()))
+            }
+            _ => Ok((text.to_owned(), address)),
+        }
     }
 }
 
@@ -181,6 +220,28 @@ mod tests {
             }
         };
         tokio::time::timeout(std::time::Duration::from_secs(10), free).await.unwrap();
+    }
+
+    #[test]
+    fn a_programs_name_fixes_the_protocol() {
+        let (unix, port) = ("unix:///run/x.sock", "127.0.0.1:1");
+        for (name, configured, expected) in [
+            ("/usr/local/bin/attestation-agent", None, Some("unix:///d")),
+            ("ttrpc-aa", None, Some("unix:///d")),
+            ("/bin/grpc-aa", None, Some("127.0.0.1:9")),
+            ("confidential-data-hub", Some(unix), Some(unix)),
+            ("confidential-data-hub", Some(port), Some(port)),
+            ("ttrpc-cdh", Some(unix), Some(unix)),
+            ("grpc-cdh", Some(port), Some(port)),
+            ("grpc-cdh", Some(unix), None),
+            ("ttrpc-cdh", Some(port), None),
+            ("attestation-agent", Some("nonsense"), None),
+        ] {
+            let fixed = Protocol::of_program(OsStr::new(name));
+            let address = Protocol::address(fixed, configured, "unix:///d", "127.0.0.1:9");
+            assert_eq!(address.ok().map(|(text, _)| text).as_deref(), expected, "{name} {configured:?}");
+        }
+        assert_eq!(Protocol::of_program(OsStr::new("")), None);
     }
 
     #[test]

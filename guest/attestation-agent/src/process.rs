@@ -11,21 +11,27 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-/// Runs a role until it ends, or until SIGINT, SIGTERM or SIGHUP, which is a success. A failure is told on stderr.
+/// Runs a role until it ends. A failure is told on stderr.
 pub fn run<E: fmt::Display>(role: &str, main: impl Future<Output = Result<(), E>>) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failed(role, &error),
     };
-    let outcome = runtime.block_on(async {
-        tokio::select! {
-            outcome = main => outcome.map_err(|error| failed(role, &error)),
-            outcome = told_to_end() => outcome.map_err(|error| failed(role, &error)),
-        }
-    });
+    let outcome = runtime.block_on(main).map_err(|error| failed(role, &error));
     // What still runs, such as a handshake that nobody waits for, does not keep the process.
     runtime.shutdown_background();
     outcome.err().unwrap_or(ExitCode::SUCCESS)
+}
+
+/// Runs `main` until it fails, or until SIGINT, SIGTERM or SIGHUP, which is a success.
+///
+/// # Errors
+/// That of `main`, or [`Error::Signals`].
+pub async fn until_told<E: From<Error>>(main: impl Future<Output = Result<(), E>>) -> Result<(), E> {
+    tokio::select! {
+        outcome = main => outcome,
+        outcome = told_to_end() => outcome.map_err(|error| Error::Signals(error.to_string()).into()),
+    }
 }
 
 /// Says on stderr why `role` failed.
@@ -112,6 +118,9 @@ pub enum Error {
     /// A file of an unknown format.
     #[error("{}: the format is told by the name's end; next: name it .toml or .json", .0.display())]
     Extension(PathBuf),
+    /// The system gives no signals.
+    #[error("signals can't be received: {0}; next: check the limits of this process")]
+    Signals(String),
     /// Not a level of logging.
     #[error("log level {0:?}; next: use error, warn, info, debug or trace")]
     Level(String),

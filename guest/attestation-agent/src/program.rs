@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use evidence::{Attester, InitDataDigest};
 use wire::initdata::InitData;
 
-use crate::endpoint::{self, Address, Endpoint};
+use crate::endpoint::{self, Address, Endpoint, Protocol};
 use crate::process::{self, ConfigFile};
 use crate::{ADDRESS, AaConfig, AttestationAgent, ConfigError, GRPC_ADDRESS, serve, serve_grpc};
 
@@ -18,7 +18,7 @@ use crate::{ADDRESS, AaConfig, AttestationAgent, ConfigError, GRPC_ADDRESS, serv
 /// the protocol, any other leaves it to the address.
 pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     match Options::parse(arguments) {
-        Ok(Some(options)) => process::run(ROLE, options.run()),
+        Ok(Some(options)) => process::run(ROLE, process::until_told(options.run())),
         Ok(None) => {
             println!("{HELP}");
             ExitCode::SUCCESS
@@ -37,21 +37,10 @@ struct Options {
     protocol: Option<Protocol>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Protocol {
-    Ttrpc,
-    Grpc,
-}
-
 impl Options {
     /// `None` if help was asked for.
     fn parse(mut arguments: impl Iterator<Item = OsString>) -> Result<Option<Self>, Error> {
-        let name = arguments.next().unwrap_or_default();
-        let protocol = match Path::new(&name).file_name().and_then(|name| name.to_str()) {
-            Some("ttrpc-aa") => Some(Protocol::Ttrpc),
-            Some("grpc-aa") => Some(Protocol::Grpc),
-            _ => None,
-        };
+        let protocol = Protocol::of_program(&arguments.next().unwrap_or_default());
         let mut options = Self { protocol, ..Self::default() };
         let mut parser = lexopt::Parser::from_args(arguments);
         while let Some(argument) = parser.next()? {
@@ -74,7 +63,7 @@ impl Options {
     async fn run(self) -> Result<(), Error> {
         let config = self.config()?;
         process::log(config.log.level.as_deref())?;
-        let address = self.address()?;
+        let (address, kind) = Protocol::address(self.protocol, self.address.as_deref(), ADDRESS, GRPC_ADDRESS)?;
         let (initdata, digest) = self.initdata()?;
 
         let agent = tokio::task::spawn_blocking(move || {
@@ -86,7 +75,7 @@ impl Options {
         if let Some(digest) = digest {
             agent.bind_initdata(digest).await?;
         }
-        let _endpoint: Endpoint = match Address::parse(&address)? {
+        let _endpoint: Endpoint = match kind {
             Address::Ttrpc(_) => serve(agent, &address).await?,
             Address::Grpc(_) => serve_grpc(agent, &address).await?,
         };
@@ -102,18 +91,6 @@ impl Options {
             config.eventlog_config.path = path.into();
         }
         Ok(config)
-    }
-
-    /// The address to serve at, which fits the protocol.
-    fn address(&self) -> Result<String, Error> {
-        let default = if self.protocol == Some(Protocol::Grpc) { GRPC_ADDRESS } else { ADDRESS };
-        let address = self.address.as_deref().unwrap_or(default);
-        match (self.protocol, Address::parse(address)?) {
-            (None, _) | (Some(Protocol::Ttrpc), Address::Ttrpc(_)) | (Some(Protocol::Grpc), Address::Grpc(_)) => {
-                Ok(address.to_owned())
-            }
-            _ => Err(endpoint::Error::Address(address.to_owned()).into()),
-        }
     }
 
     /// The document of `-t`, or the digest of `-i`.
@@ -202,17 +179,6 @@ mod tests {
         assert!(parse(&["aa", "--help"]).unwrap().is_none());
         let error = parse(&["aa", "--unknown"]).unwrap_err().to_string();
         assert!(error.contains("--unknown") && error.contains("; next: "), "{error}");
-    }
-
-    #[test]
-    fn a_name_fixes_the_protocol() {
-        let address = |arguments: &[&str]| parse(arguments).unwrap().unwrap().address().ok();
-        assert_eq!(address(&["/usr/local/bin/attestation-agent"]).as_deref(), Some(ADDRESS));
-        assert_eq!(address(&["ttrpc-aa"]).as_deref(), Some(ADDRESS));
-        assert_eq!(address(&["/bin/grpc-aa"]).as_deref(), Some(GRPC_ADDRESS));
-        assert_eq!(address(&["attestation-agent", "-a", "127.0.0.1:1"]).as_deref(), Some("127.0.0.1:1"));
-        assert_eq!(address(&["grpc-aa", "-a", "unix:///run/aa.sock"]), None);
-        assert_eq!(address(&["ttrpc-aa", "-a", "127.0.0.1:1"]), None);
     }
 
     #[test]

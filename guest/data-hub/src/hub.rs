@@ -107,6 +107,14 @@ impl DataHub {
         Ok(self.volumes.mount(MountRequest { volume_type, options, flags, mount_point, key }).await?)
     }
 
+    /// Releases every volume and takes no further one, as a guest does before it ends.
+    ///
+    /// # Errors
+    /// [`Error::Volume`] for the first that is in use: it stays where it is, and the others are released.
+    pub async fn close(&self) -> Result<(), Error> {
+        Ok(self.volumes.close().await?)
+    }
+
     /// Finds the manifest that an image's reference stands for.
     ///
     /// # Errors

@@ -1,11 +1,11 @@
 //! The data hub as a process of its own, with upstream's flags, configuration and environment.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use attestation_agent::endpoint::Address;
+use attestation_agent::endpoint::Protocol;
 use attestation_agent::process::{self, ConfigFile};
 use serde_json::json;
 
@@ -35,21 +35,10 @@ struct Options {
     protocol: Option<Protocol>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Protocol {
-    Ttrpc,
-    Grpc,
-}
-
 impl Options {
     /// `None` if help was asked for.
     fn parse(mut arguments: impl Iterator<Item = OsString>) -> Result<Option<Self>, Error> {
-        let name = arguments.next().unwrap_or_default();
-        let protocol = match Path::new(&name).file_name().and_then(|name| name.to_str()) {
-            Some("ttrpc-cdh") => Some(Protocol::Ttrpc),
-            Some("grpc-cdh") => Some(Protocol::Grpc),
-            _ => None,
-        };
+        let protocol = Protocol::of_program(&arguments.next().unwrap_or_default());
         let mut options = Self { protocol, ..Self::default() };
         let mut parser = lexopt::Parser::from_args(arguments);
         while let Some(argument) = parser.next()? {
@@ -69,9 +58,15 @@ impl Options {
         if std::env::var_os("OCICRYPT_KEYPROVIDER_CONFIG").is_none() {
             write_ocicrypt_config(&config)?;
         }
-        let hub = DataHub::standalone(config)?;
-        let _endpoint = serve(Arc::new(hub)).await?;
-        std::future::pending().await
+        let hub = Arc::new(DataHub::standalone(config)?);
+        let served = process::until_told(async {
+            let _endpoint = serve(Arc::clone(&hub)).await?;
+            std::future::pending().await
+        });
+        let served = served.await;
+        // The kernel would keep the volumes, and their keys, without this process.
+        let closed = hub.close().await;
+        served.and(closed.map_err(Error::from))
     }
 
     fn config(&self) -> Result<CdhConfig, Error> {
@@ -82,15 +77,10 @@ impl Options {
             kernel: &|name| process::kernel_parameter(&command_line, name).map(str::to_owned),
         };
         let mut config = surroundings.complete(file)?;
-        if config.socket.is_none() && self.protocol == Some(Protocol::Grpc) {
-            config.socket = Some(GRPC_ADDRESS.to_owned());
-        }
-        match (self.protocol, Address::parse(config.socket())?) {
-            (Some(Protocol::Ttrpc), Address::Grpc(_)) | (Some(Protocol::Grpc), Address::Ttrpc(_)) => {
-                Err(attestation_agent::endpoint::Error::Address(config.socket().to_owned()).into())
-            }
-            _ => Ok(config),
-        }
+        let default = CdhConfig::default();
+        let (socket, _) = Protocol::address(self.protocol, config.socket.as_deref(), default.socket(), GRPC_ADDRESS)?;
+        config.socket = Some(socket);
+        Ok(config)
     }
 }
 

@@ -14,7 +14,7 @@ use crate::{Api, Caller, Features, WorkloadApi, openapi};
 /// Runs the API until it is told to end. The first of `arguments` is the program's name.
 pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     match Options::parse(arguments) {
-        Ok(Wanted::Serve(options)) => process::run(ROLE, options.run()),
+        Ok(Wanted::Serve(options)) => process::run(ROLE, process::until_told(options.run())),
         Ok(Wanted::OpenApi) => {
             println!("{:#}", openapi());
             ExitCode::SUCCESS
