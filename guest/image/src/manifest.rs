@@ -90,7 +90,10 @@ impl Resolved {
     }
 
     /// Fetches and checks the image's configuration.
-    pub(crate) async fn configuration(&self) -> Result<ImageConfiguration, Error> {
+    ///
+    /// # Errors
+    /// [`Error::Registry`] and [`Error::Manifest`].
+    pub async fn configuration(&self) -> Result<ImageConfiguration, Error> {
         let unusable = |cause: String| Error::Manifest { reference: self.reference.clone(), cause };
         let stage = "configuration";
         let failed = |source| Error::Registry { reference: self.reference.clone(), stage, source };
