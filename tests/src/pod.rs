@@ -1,7 +1,13 @@
 //! Pods: their initdata, and `cocoon run`.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use flate2::Compression;
+use flate2::write::GzEncoder;
 
 use crate::{Daemon, Lab, Registry, Trustee, run};
 
@@ -18,10 +24,23 @@ pub struct InitDataFiles {
 impl InitDataFiles {
     /// Configuration for a guest that asks `trustee`, pulls from `registry` and obeys `policy`.
     pub fn new(policy: String, trustee: &Trustee, registry: &Registry) -> Self {
-        let mut image = toml::Table::new();
-        image.insert("extra_root_certificates".to_owned(), vec![registry.certificate()].into());
-        let cdh = toml::Table::from_iter([("image".to_owned(), image.into())]);
-        Self { policy, aa: trustee.aa_toml(), cdh: cdh.to_string() }
+        Self { policy, aa: trustee.aa_toml(), cdh: cdh_toml(registry) }
+    }
+
+    /// The same for a guest that asks nobody for keys.
+    pub fn without_trustee(policy: String, registry: &Registry) -> Self {
+        Self { policy, aa: String::new(), cdh: cdh_toml(registry) }
+    }
+
+    /// The document as a pod's annotation `io.katacontainers.config.hypervisor.cc_init_data` carries it.
+    ///
+    /// # Panics
+    /// If it can't be built.
+    pub fn annotation(&self, lab: &Lab, name: &str) -> String {
+        let document = std::fs::read(self.build(lab, name).0).unwrap();
+        let mut compressed = GzEncoder::new(Vec::new(), Compression::best());
+        compressed.write_all(&document).unwrap();
+        STANDARD.encode(compressed.finish().unwrap())
     }
 
     /// Builds the document with `cocoon initdata build`: its path and its digest in hexadecimal.
@@ -41,6 +60,12 @@ impl InitDataFiles {
         let digest = run(Lab::program("cocoon"), &arguments).trim().to_owned();
         (output, digest)
     }
+}
+
+fn cdh_toml(registry: &Registry) -> String {
+    let mut image = toml::Table::new();
+    image.insert("extra_root_certificates".to_owned(), vec![registry.certificate()].into());
+    toml::Table::from_iter([("image".to_owned(), image.into())]).to_string()
 }
 
 /// The published example policy, for one image.

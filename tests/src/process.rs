@@ -154,7 +154,15 @@ impl Daemon {
     /// If it does not end.
     pub fn stop(&mut self) {
         run("kill", ["-TERM", &self.child.id().to_string()]);
-        let deadline = Instant::now() + GRACE;
+        self.ended(GRACE);
+    }
+
+    /// Waits until the program has ended.
+    ///
+    /// # Panics
+    /// If `limit` passes before.
+    pub fn ended(&mut self, limit: Duration) {
+        let deadline = Instant::now() + limit;
         let mut state = self.output.state.lock().unwrap();
         while state.open_streams > 0 {
             let left = deadline.saturating_duration_since(Instant::now());

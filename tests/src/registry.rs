@@ -102,12 +102,22 @@ impl Registry {
         arguments.extend([source.as_str(), destination.as_str()]);
         run("skopeo", arguments);
         let digest = fs::read_to_string(digest_file).unwrap();
-        format!("{HOST_IN_GUEST}:{}/{name}@{}", self.port, digest.trim())
+        format!("{}/{name}@{}", self.host(), digest.trim())
     }
 
     /// The certificate that clients must trust, in PEM.
     pub fn certificate(&self) -> &str {
         &self.certificate
+    }
+
+    /// The port that it listens on.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Its host and port in the references that guests and nodes see.
+    pub fn host(&self) -> String {
+        format!("{HOST_IN_GUEST}:{}", self.port)
     }
 
     /// Where the registry keeps its blobs.

@@ -75,6 +75,10 @@ const PACKAGES: &[Package] = &[
     // A TPM in software, and whose signatures images carry.
     Package { name: "swtpm", file: "/usr/bin/swtpm" },
     Package { name: "gnupg", file: "/usr/bin/gpg" },
+    // What containerd runs ordinary containers with, and connects pods with.
+    Package { name: "runc", file: "/usr/sbin/runc" },
+    Package { name: "containernetworking-plugins", file: "/usr/lib/cni/bridge" },
+    Package { name: "iptables", file: "/usr/sbin/iptables" },
     Package { name: "iproute2", file: "/bin/ip" },
     Package { name: "ca-certificates", file: "/etc/ssl/certs/ca-certificates.crt" },
     Package { name: "debian-archive-keyring", file: "/usr/share/keyrings/debian-archive-keyring.gpg" },

@@ -1,0 +1,323 @@
+//! A node for pods: a real containerd with a real network and a CRI client that plays the kubelet, in namespaces of its own.
+
+mod cocoon;
+mod container;
+mod containerd;
+mod events;
+mod namespaces;
+mod pod;
+mod processes;
+mod streams;
+
+use std::fs;
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use cri::{ImageServiceClient, RuntimeServiceClient};
+use tonic::transport::{Channel, Endpoint};
+
+pub use self::cocoon::Cocoon;
+pub use self::container::{Container, ContainerSpec, Executed, LogLine};
+pub use self::containerd::Containerd;
+use self::containerd::{SOCKET, Service};
+use self::namespaces::Namespaces;
+pub use self::pod::{Detached, Pod, PodSpec};
+pub use self::processes::Process;
+pub use self::streams::Session;
+use crate::{Image, Lab, Registry, run};
+
+/// A node that runs. Dropping it ends every process of it, and nothing of it is left.
+pub struct Node {
+    name: String,
+    folder: PathBuf,
+    version: Containerd,
+    // Dropped in this order: with the first the second has ended already.
+    namespaces: Namespaces,
+    containerd: Service,
+    channel: Channel,
+    pods: AtomicU32,
+}
+
+impl Node {
+    /// A node with this containerd, whose pods' images lie in this registry. Beside runc its handlers are those of
+    /// `cocoon`.
+    ///
+    /// # Errors
+    /// Why there is no containerd, such as that there is no network to fetch it from.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub async fn start(
+        lab: &Lab,
+        registry: &Registry,
+        version: Containerd,
+        cocoon: Option<&Cocoon>,
+    ) -> Result<Self, String> {
+        static NODES: AtomicU32 = AtomicU32::new(0);
+        let programs = version.programs()?;
+        let name = format!("node-{}-{}", std::process::id(), NODES.fetch_add(1, Ordering::Relaxed));
+        let folder = lab.path().join(&name);
+        fs::create_dir_all(folder.join("cni")).unwrap();
+        fs::write(folder.join("cni/10-lab.conflist"), network(&folder)).unwrap();
+        trust(registry, &folder);
+        let pause = registry.push(Image::busybox(lab, &format!("{name}-pause"), PAUSE).layout(), "pause");
+        let handlers = cocoon.map(|cocoon| cocoon.install(&folder, version)).unwrap_or_default();
+
+        let namespaces = Namespaces::new(&name);
+        namespaces.relay(registry.port());
+        let containerd = Service::start(&namespaces, version, programs, &folder, &pause, &handlers);
+        let channel = connect(&namespaces).await;
+        let node = Self { name, folder, version, namespaces, containerd, channel, pods: AtomicU32::new(0) };
+        node.pull(&pause).await;
+        Ok(node)
+    }
+
+    /// Its containerd's version.
+    pub fn version(&self) -> Containerd {
+        self.version
+    }
+
+    /// A pod, to be described further.
+    pub fn pod(&self, name: &str) -> PodSpec<'_> {
+        PodSpec::new(self, name, self.pods.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Pulls an image, as a kubelet does before it creates a container.
+    ///
+    /// # Panics
+    /// If it can't be pulled.
+    pub async fn pull(&self, image: &str) {
+        let request = cri::PullImageRequest { image: Some(image_spec(image)), ..Default::default() };
+        self.images().pull_image(request).await.unwrap_or_else(|status| panic!("{image} can't be pulled: {status}"));
+    }
+
+    /// Whether containerd has an image.
+    ///
+    /// # Panics
+    /// If containerd does not answer.
+    pub async fn has_image(&self, image: &str) -> bool {
+        let request = cri::ImageStatusRequest { image: Some(image_spec(image)), verbose: false };
+        self.images().image_status(request).await.unwrap().into_inner().image.is_some()
+    }
+
+    /// The conditions under which containerd says it is ready, with their state.
+    ///
+    /// # Panics
+    /// If containerd does not answer.
+    pub async fn conditions(&self) -> Vec<(String, bool)> {
+        let answer = self.runtime().status(cri::StatusRequest { verbose: false }).await.unwrap().into_inner();
+        answer.status.unwrap().conditions.into_iter().map(|condition| (condition.r#type, condition.status)).collect()
+    }
+
+    /// The ids of all pods that containerd knows.
+    ///
+    /// # Panics
+    /// If containerd does not answer.
+    pub async fn pods(&self) -> Vec<String> {
+        let answer = self.runtime().list_pod_sandbox(cri::ListPodSandboxRequest {}).await.unwrap();
+        answer.into_inner().items.into_iter().map(|pod| pod.id).collect()
+    }
+
+    /// The ids of all containers that containerd knows but those of pods themselves, sorted.
+    ///
+    /// # Panics
+    /// If containerd does not answer.
+    pub async fn containers(&self) -> Vec<String> {
+        let answer = self.runtime().list_containers(cri::ListContainersRequest::default()).await.unwrap();
+        let mut ids: Vec<_> = answer.into_inner().containers.into_iter().map(|container| container.id).collect();
+        ids.sort();
+        ids
+    }
+
+    /// Ends containerd in the orderly way and starts it again; pods go on meanwhile.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub async fn restart_containerd(&mut self) {
+        self.containerd.restart(&self.namespaces);
+        self.channel = connect(&self.namespaces).await;
+    }
+
+    /// Makes a port of the host's loopback reachable for pods, at 10.0.2.2 as in the network of `cocoon run`.
+    pub fn relay(&self, port: u16) {
+        self.namespaces.relay(port);
+    }
+
+    /// Connects to an address as the node itself would.
+    ///
+    /// # Errors
+    /// Those of the connection.
+    pub fn connect(&self, address: SocketAddr) -> std::io::Result<TcpStream> {
+        self.namespaces.connect(address)
+    }
+
+    /// A command that runs in the node's namespaces.
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        self.namespaces.command(program)
+    }
+
+    /// The processes of pods, shims included, whose command line contains `text`.
+    pub fn processes(&self, text: &str) -> Vec<Process> {
+        let all = Process::descendants(&[self.namespaces.init(), self.containerd.pid()]);
+        all.into_iter().filter(|process| process.command.contains(text)).collect()
+    }
+
+    /// Ends a process of the node at once, as a crash does, and waits for its end.
+    pub async fn kill(&self, process: &Process) {
+        run("kill", ["-KILL", &process.pid.to_string()]);
+        process.ended(END_LIMIT).await;
+    }
+
+    /// A path of the node as the host sees it: `/run` is the node's own.
+    pub fn path(&self, inside: &str) -> PathBuf {
+        self.namespaces.path(inside)
+    }
+
+    /// What containerd said so far.
+    pub fn log(&self) -> String {
+        self.containerd.log()
+    }
+
+    /// What pods have left after the last one was removed and what was told to end has ended: nothing, it should be.
+    ///
+    /// # Panics
+    /// If the node can't be looked at.
+    pub async fn leftovers(&self) -> Vec<String> {
+        let deadline = Instant::now() + END_LIMIT;
+        for process in self.processes("") {
+            process.ended(deadline.saturating_duration_since(Instant::now())).await;
+        }
+        self.traces()
+    }
+
+    /// Processes, mounts, network interfaces, files and control groups that a node has only while pods are on it.
+    ///
+    /// # Panics
+    /// If the node can't be looked at.
+    pub fn traces(&self) -> Vec<String> {
+        let processes = self.processes("").into_iter();
+        let mut left: Vec<String> = processes.map(|process| format!("process {}", process.command)).collect();
+        let mounts = self.namespaces.mounts().into_iter().filter(|mount| {
+            let place = mount.split(' ').nth(4).unwrap_or_default();
+            place.starts_with("/run/") || place.starts_with(self.folder.to_str().unwrap())
+        });
+        left.extend(mounts.map(|mount| format!("mount {mount}")));
+        for folder in ["/run/cocoon", "/run/netns", "/run/containerd/s"] {
+            let entries = fs::read_dir(self.path(folder)).into_iter().flatten().flatten();
+            left.extend(entries.map(|entry| format!("file {folder}/{}", entry.file_name().display())));
+        }
+        let links = self.command("ip").args(["-brief", "link"]).output().unwrap();
+        let links = String::from_utf8_lossy(&links.stdout).into_owned();
+        // The bridge stays for the next pod.
+        let of_pods = links.lines().filter(|line| !line.starts_with("lo ") && !line.starts_with(BRIDGE));
+        left.extend(of_pods.map(|line| format!("network interface {line}")));
+        left.extend(self.control_groups().into_iter().map(|group| format!("control group {}", group.display())));
+        left
+    }
+
+    /// The control groups of the node's pods, the inner ones first.
+    fn control_groups(&self) -> Vec<PathBuf> {
+        fn descend(folder: &Path, found: &mut Vec<PathBuf>) {
+            for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    descend(&entry.path(), found);
+                    found.push(entry.path());
+                }
+            }
+        }
+        let mut found = Vec::new();
+        for tree in hierarchies() {
+            descend(&tree.join(&self.name), &mut found);
+        }
+        found
+    }
+
+    fn runtime(&self) -> RuntimeServiceClient<Channel> {
+        RuntimeServiceClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE)
+    }
+
+    fn images(&self) -> ImageServiceClient<Channel> {
+        ImageServiceClient::new(self.channel.clone())
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.namespaces.end();
+        for group in self.control_groups() {
+            let _ = fs::remove_dir(group);
+        }
+        for tree in hierarchies() {
+            let _ = fs::remove_dir(tree.join(&self.name));
+        }
+        if std::thread::panicking() {
+            eprintln!("containerd of {}:\n{}", self.name, self.containerd.log());
+        }
+    }
+}
+
+fn image_spec(image: &str) -> cri::ImageSpec {
+    cri::ImageSpec { image: image.to_owned(), ..Default::default() }
+}
+
+/// Where control groups are mounted: one tree, or one for each controller.
+fn hierarchies() -> Vec<PathBuf> {
+    let root = PathBuf::from("/sys/fs/cgroup");
+    let mut found: Vec<PathBuf> = fs::read_dir(&root).unwrap().flatten().map(|entry| entry.path()).collect();
+    found.retain(|path| path.join("cgroup.procs").exists());
+    if root.join("cgroup.controllers").exists() {
+        found = vec![root];
+    }
+    found
+}
+
+async fn connect(namespaces: &Namespaces) -> Channel {
+    let endpoint = Endpoint::from_shared(format!("unix:{}", namespaces.path(SOCKET).display())).unwrap();
+    endpoint.timeout(CALL_LIMIT).connect().await.unwrap()
+}
+
+/// A bridge for the pods, with addresses of both kinds and ports mapped from the node.
+fn network(folder: &Path) -> String {
+    let data = folder.join("addresses");
+    serde_json::json!({
+        "cniVersion": "0.4.0",
+        "name": "lab",
+        "plugins": [
+            {
+                "type": "bridge", "bridge": BRIDGE, "isGateway": true, "hairpinMode": true,
+                "ipam": {
+                    "type": "host-local", "dataDir": data,
+                    "ranges": [[{"subnet": "10.88.0.0/24"}], [{"subnet": "fd00:88::/64"}]],
+                    "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
+                },
+            },
+            {"type": "portmap", "capabilities": {"portMappings": true}},
+        ],
+    })
+    .to_string()
+}
+
+/// Tells containerd whose certificate the registry has.
+fn trust(registry: &Registry, folder: &Path) {
+    let host = registry.host();
+    let place = folder.join("registries").join(&host);
+    fs::create_dir_all(&place).unwrap();
+    fs::write(place.join("ca.crt"), registry.certificate()).unwrap();
+    let text = format!(
+        "server = \"https://{host}\"\n[host.\"https://{host}\"]\ncapabilities = [\"pull\", \"resolve\"]\nca = \"{}\"\n",
+        place.join("ca.crt").display()
+    );
+    fs::write(place.join("hosts.toml"), text).unwrap();
+}
+
+const BRIDGE: &str = "cni0";
+/// The sandbox container of ordinary handlers.
+const PAUSE: &str = "trap 'exit 0' TERM INT; sleep 2147483647 & wait";
+const MESSAGE: usize = 32 << 20;
+/// For processes of a pod that was removed.
+const END_LIMIT: Duration = Duration::from_secs(10);
+/// Longest of all: a pod's boot and an image's pull under software emulation.
+const CALL_LIMIT: Duration = Duration::from_secs(240);
