@@ -1,25 +1,25 @@
 //! The agent: the sandbox, its containers, and the life of each.
 
-use std::path::{Path, PathBuf};
-use std::pin::Pin;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use futures::FutureExt;
-use tokio::sync::{broadcast, oneshot, watch};
-use wire_ttrpc::agent::{CreateContainerRequest, CreateSandboxRequest};
+use tokio::sync::{broadcast, watch};
+use wire_ttrpc::agent::{CopyFileRequest, CreateSandboxRequest};
 
-use crate::container::{Container, Home};
+use crate::container::Container;
 use crate::containers::Containers;
+use crate::copy::Copies;
 use crate::fault::Fault;
 use crate::helper::Helper;
 use crate::id::Id;
-use crate::images::{Images, ResolvedImage};
+use crate::images::Images;
+use crate::oom::OomEvents;
 use crate::policy::Policy;
 use crate::request::Gated;
 use crate::sandbox::Sandbox;
-use crate::secrets::{self, Secrets};
-use crate::spec;
+use crate::secrets::{SecretError, Secrets};
+use crate::volumes::Volumes;
 
 /// What an agent is made of.
 pub struct AgentConfig {
@@ -51,12 +51,12 @@ pub enum AgentEvent {
     FirstRequest,
     /// The pod's sandbox is there.
     SandboxCreated,
-    /// A container was made from the image with this digest.
+    /// A container was made.
     ContainerCreated {
         /// The container's name.
         id: String,
-        /// The digest of the image's manifest.
-        digest: String,
+        /// The digest of its image's manifest; none for the pod's sandbox container, which has no image.
+        digest: Option<String>,
     },
     /// A container's program runs.
     ContainerStarted {
@@ -80,14 +80,17 @@ pub enum AgentEvent {
 pub struct Agent {
     pub(crate) policy: Policy,
     pub(crate) version: String,
-    images: Arc<dyn Images>,
-    secrets: Option<Arc<dyn Secrets>>,
-    helper: Helper,
-    root: PathBuf,
+    pub(crate) images: Arc<dyn Images>,
+    pub(crate) secrets: Option<Arc<dyn Secrets>>,
+    pub(crate) helper: Helper,
+    pub(crate) root: PathBuf,
+    pub(crate) containers: Containers,
+    pub(crate) volumes: Volumes,
+    pub(crate) copies: Copies,
+    pub(crate) oom: OomEvents,
     resolv_conf: Option<PathBuf>,
     drivers: watch::Receiver<bool>,
     sandbox: Mutex<Option<Sandbox>>,
-    containers: Containers,
     events: broadcast::Sender<AgentEvent>,
     first_request: std::sync::Once,
 }
@@ -107,11 +110,14 @@ impl Agent {
             images,
             secrets,
             helper,
+            volumes: Volumes::below(&root),
+            copies: Copies::below(&root),
+            oom: OomEvents::new(),
+            containers: Containers::default(),
             root,
             resolv_conf,
             drivers,
             sandbox: Mutex::new(None),
-            containers: Containers::default(),
             events: broadcast::channel(EVENTS).0,
             first_request: std::sync::Once::new(),
         })
@@ -147,20 +153,48 @@ impl Agent {
         let _ = self.drivers.clone().wait_for(|loaded| *loaded).await;
     }
 
-    pub(crate) fn create_sandbox(&self, request: &CreateSandboxRequest) -> Result<(), Fault> {
-        let mut sandbox = self.sandbox();
-        if sandbox.is_some() {
-            return Err(Fault::Exists("the sandbox".to_owned()));
+    pub(crate) async fn create_sandbox(&self, request: &CreateSandboxRequest) -> Result<(), Fault> {
+        {
+            let mut sandbox = self.sandbox();
+            if sandbox.is_some() {
+                return Err(Fault::Exists("the sandbox".to_owned()));
+            }
+            *sandbox = Some(Sandbox::create(request, &self.root)?);
         }
-        let created = Sandbox::create(request, &self.root)?;
-        if let Some(path) = &self.resolv_conf {
-            let named = created.resolver().lines().any(|line| line.starts_with("nameserver"));
-            std::fs::write(path, if named { created.resolver() } else { NO_RESOLVER })
-                .map_err(|e| Fault::Io("guest's resolver can't be configured", e))?;
+        match self.furnish(request).await {
+            Ok(()) => {
+                self.announce(AgentEvent::SandboxCreated);
+                Ok(())
+            }
+            Err(fault) => {
+                if let Some(sandbox) = self.sandbox().take() {
+                    sandbox.destroy();
+                }
+                Err(fault)
+            }
         }
-        *sandbox = Some(created);
-        self.announce(AgentEvent::SandboxCreated);
-        Ok(())
+    }
+
+    /// Makes the volumes that come with the sandbox, and tells the guest itself its resolver.
+    async fn furnish(&self, request: &CreateSandboxRequest) -> Result<(), Fault> {
+        let volumes = self.volumes.add(&request.storages).await?;
+        let configured = match (&self.resolv_conf, &*self.sandbox()) {
+            (Some(path), Some(sandbox)) => {
+                let named = sandbox.resolver().lines().any(|line| line.starts_with("nameserver"));
+                std::fs::write(path, if named { sandbox.resolver() } else { NO_RESOLVER })
+            }
+            _ => Ok(()),
+        };
+        match configured {
+            Ok(()) => {
+                self.volumes.keep(volumes);
+                Ok(())
+            }
+            Err(error) => {
+                self.volumes.give_up(volumes);
+                Err(Fault::Io("guest's resolver can't be configured", error))
+            }
+        }
     }
 
     pub(crate) async fn destroy_sandbox(self: &Arc<Self>) -> Result<(), Fault> {
@@ -172,50 +206,13 @@ impl Agent {
                 Err(fault) => return Err(fault),
             }
         }
-        if let Some(mut sandbox) = self.sandbox().take() {
+        self.volumes.clear();
+        self.copies.clear();
+        if let Some(sandbox) = self.sandbox().take() {
             sandbox.destroy();
         }
         self.announce(AgentEvent::SandboxDestroyed);
         Ok(())
-    }
-
-    /// Makes a container from the image that the policy allows: what is pulled is the digest that was decided on.
-    pub(crate) async fn create_container(self: &Arc<Self>, request: CreateContainerRequest) -> Result<(), Fault> {
-        self.note_request();
-        if !self.policy.mentions(CreateContainerRequest::NAME) {
-            // No digest could change the answer, so no registry has to be asked.
-            return self.decide(CreateContainerRequest::NAME, serde_json::Value::Null);
-        }
-        let id = Id::parse(&request.container_id)?;
-        if !request.exec_id.is_empty() {
-            Id::parse(&request.exec_id)?;
-        }
-        let reference = spec::image(&request, &self.root)?;
-        // Before any look-up: with the sandbox comes the resolver.
-        self.expect_sandbox()?;
-        self.drivers().await;
-        let image = self.images.resolve(&reference).await?;
-        if !is_digest(&image.digest) {
-            return Err(Fault::Digest(reference, image.digest));
-        }
-        let mut input = request.input();
-        input["images"] = serde_json::json!({ reference: image.digest });
-        self.decide(CreateContainerRequest::NAME, input)?;
-
-        let give_up = self.containers.reserve(&id)?;
-        // The work goes on in a task of its own, so that it is undone even where the caller has given up on it.
-        let (caller, gone) = oneshot::channel::<()>();
-        let agent = Arc::clone(self);
-        let abandoned = async move {
-            tokio::select! {
-                _ = gone => {}
-                () = give_up.notified() => {}
-            }
-        };
-        let task = tokio::spawn(async move { agent.build(id, request, image, abandoned).await });
-        let result = task.await;
-        drop(caller);
-        result?
     }
 
     pub(crate) fn start_container(&self, id: &str) -> Result<(), Fault> {
@@ -231,10 +228,33 @@ impl Agent {
         let agent = Arc::clone(self);
         let task = tokio::spawn(async move {
             let result = container.remove(agent.images.as_ref(), limit).await;
+            if result.is_ok() {
+                agent.copies.remove(container.copies());
+            }
             agent.containers.settle(&id, result.is_err().then_some(container));
             result
         });
         task.await?
+    }
+
+    /// Takes what the host copies into the guest. A sealed secret appears opened.
+    pub(crate) async fn copy_file(self: &Arc<Self>, request: CopyFileRequest) -> Result<(), Fault> {
+        let agent = Arc::clone(self);
+        // Files may be as large as the guest's memory.
+        let received = tokio::task::spawn_blocking(move || agent.copies.receive(&request)).await?;
+        let Some(mut arrived) = received? else { return Ok(()) };
+        let sealed = arrived.sealed().map_err(|e| Fault::Io("copied file can't be read", e))?;
+        let opened = match (sealed, &self.secrets) {
+            (None, _) => None,
+            (Some(sealed), Some(secrets)) => Some(secrets.unseal(&sealed).await?),
+            (Some(_), None) => {
+                return Err(SecretError(
+                    "copied file: this guest opens no sealed secrets; next: leave it out".to_owned(),
+                )
+                .into());
+            }
+        };
+        Ok(self.copies.place(arrived, opened.as_ref().map(|secret| secret.as_slice()))?)
     }
 
     /// The container of that name.
@@ -242,93 +262,7 @@ impl Agent {
         self.containers.get(&Id::parse(id)?)
     }
 
-    async fn build(
-        self: Arc<Self>,
-        id: Id,
-        request: CreateContainerRequest,
-        image: ResolvedImage,
-        abandoned: impl Future<Output = ()> + Send,
-    ) -> Result<(), Fault> {
-        let home = match Home::make(&id, &self.root, &self.helper) {
-            Ok(home) => home,
-            Err(fault) => {
-                self.containers.settle(&id, None);
-                return Err(fault);
-            }
-        };
-        let mut volumes = Vec::new();
-        let mut abandoned = std::pin::pin!(abandoned);
-        let mut result = self.assemble(&home, &request, &image, &mut volumes, abandoned.as_mut()).await;
-        // Making the container can't be interrupted, but it can be undone.
-        if result.is_ok() && abandoned.now_or_never().is_some() {
-            result = Err(Fault::Abandoned);
-        }
-        match result {
-            Ok(container) => {
-                let container = Arc::new(container);
-                self.watch(&id, &container);
-                self.containers.settle(&id, Some(container));
-                self.announce(AgentEvent::ContainerCreated { id: id.to_string(), digest: image.digest });
-                Ok(())
-            }
-            Err(fault) => {
-                home.clear(self.images.as_ref()).await;
-                if let Some(sandbox) = self.sandbox().as_mut() {
-                    sandbox.remove_volumes(&volumes);
-                }
-                self.containers.settle(&id, None);
-                Err(fault)
-            }
-        }
-    }
-
-    async fn assemble(
-        &self,
-        home: &Home,
-        request: &CreateContainerRequest,
-        image: &ResolvedImage,
-        volumes: &mut Vec<PathBuf>,
-        mut abandoned: Pin<&mut impl Future<Output = ()>>,
-    ) -> Result<Container, Fault> {
-        let pulled = tokio::select! {
-            pulled = self.images.pull(image, home.bundle()) => pulled?,
-            () = abandoned.as_mut() => return Err(Fault::Abandoned),
-        };
-        if pulled.digest != image.digest {
-            return Err(Fault::Digest(image.reference.clone(), pulled.digest));
-        }
-        // Only here, after the decision: what the policy and its log see is what the host sent.
-        let request = &tokio::select! {
-            opened = secrets::opened(request.clone(), self.secrets.as_deref()) => opened?,
-            () = abandoned => return Err(Fault::Abandoned),
-        };
-        let storages: Vec<_> =
-            request.storages.iter().filter(|storage| storage.driver != spec::GUEST_PULL).cloned().collect();
-        let (hostname, files, shared) = {
-            let mut sandbox = self.sandbox();
-            let sandbox = sandbox.as_mut().ok_or_else(|| Fault::State("the sandbox is gone".to_owned()))?;
-            *volumes = sandbox.add_volumes(&storages, &self.root)?;
-            let files =
-                sandbox.write_files(home.bundle()).map_err(|e| Fault::Io("container's files can't be written", e))?;
-            (sandbox.hostname().to_owned(), files, sandbox.volumes().to_vec())
-        };
-        let config = spec::build(request, &pulled, &hostname, &files, &shared)?;
-        let terminal = config["process"]["terminal"] == true;
-        write_config(home.bundle(), &config)?;
-        Container::create(home.clone(), &request.exec_id, terminal).await
-    }
-
-    fn watch(self: &Arc<Self>, id: &Id, container: &Arc<Container>) {
-        let (agent, container, id) = (Arc::downgrade(self), Arc::clone(container), id.to_string());
-        tokio::spawn(async move {
-            let status = container.init().ended().await;
-            if let Some(agent) = agent.upgrade() {
-                agent.announce(AgentEvent::ContainerEnded { id, status });
-            }
-        });
-    }
-
-    fn decide(&self, request: &'static str, input: serde_json::Value) -> Result<(), Fault> {
+    pub(crate) fn decide(&self, request: &'static str, input: serde_json::Value) -> Result<(), Fault> {
         let decision = self.policy.decide(request, input);
         if let Err(denial) = &decision {
             tracing::info!(%denial, "request denied");
@@ -336,14 +270,14 @@ impl Agent {
         Ok(decision?)
     }
 
-    fn expect_sandbox(&self) -> Result<(), Fault> {
+    pub(crate) fn expect_sandbox(&self) -> Result<(), Fault> {
         match *self.sandbox() {
             Some(_) => Ok(()),
             None => Err(Fault::State("there is no sandbox; next: create it before its containers".to_owned())),
         }
     }
 
-    fn sandbox(&self) -> MutexGuard<'_, Option<Sandbox>> {
+    pub(crate) fn sandbox(&self) -> MutexGuard<'_, Option<Sandbox>> {
         self.sandbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -357,17 +291,6 @@ pub enum Error {
     /// The address can't be listened on.
     #[error("agent can't listen on {0}: {1}; next: check that the address is free and its transport there")]
     Listen(String, #[source] ttrpc::Error),
-}
-
-fn write_config(bundle: &Path, config: &serde_json::Value) -> Result<(), Fault> {
-    std::fs::write(bundle.join("config.json"), config.to_string())
-        .map_err(|e| Fault::Io("container's configuration can't be written", e))
-}
-
-/// `sha256:` and 64 hexadecimal digits.
-fn is_digest(text: &str) -> bool {
-    let digits = text.strip_prefix("sha256:").unwrap_or_default();
-    digits.len() == 64 && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 /// Where the host names no resolver: without a name server here, the guest's client would ask public ones.

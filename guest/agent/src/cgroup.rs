@@ -1,8 +1,11 @@
-//! A container's control group: killing and removing all that runs in it.
+//! A container's control group: limits, freezing, killing and removing all that runs in it.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
+use libcgroups::common::{CgroupManager as _, ControllerOpt};
+use libcgroups::v2::manager::Manager;
+use libcontainer::oci_spec::runtime::LinuxResources;
 use tokio::io::Interest;
 
 use crate::id::Id;
@@ -27,21 +30,43 @@ impl Cgroup {
         }
     }
 
+    /// The folder of the group.
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Changes limits. Those that are not named stay as they are.
+    pub(crate) fn limit(&self, resources: &LinuxResources) -> io::Result<()> {
+        let (Some(parent), Some(name)) = (self.0.parent(), self.0.file_name()) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        let manager = Manager::new(parent.to_owned(), name.into()).map_err(io::Error::other)?;
+        let options = ControllerOpt { resources, disable_oom_killer: false, oom_score_adj: None, freezer_state: None };
+        manager.apply(&options).map_err(io::Error::other)
+    }
+
+    /// Stops or continues every process of the group, and waits until they have.
+    pub(crate) async fn freeze(&self, freeze: bool) -> io::Result<()> {
+        std::fs::write(self.0.join("cgroup.freeze"), if freeze { "1" } else { "0" })?;
+        self.has(if freeze { "frozen 1" } else { "frozen 0" }).await
+    }
+
     /// Waits until no process is left in the group, then removes it with all groups below.
     pub(crate) async fn remove(&self) -> io::Result<()> {
         if !self.0.is_dir() {
             return Ok(());
         }
-        self.emptied().await?;
+        self.has("populated 0").await?;
         remove_below(&self.0)
     }
 
-    async fn emptied(&self) -> io::Result<()> {
+    /// Waits until the group's events have this line.
+    async fn has(&self, wanted: &str) -> io::Result<()> {
         let path = self.0.join("cgroup.events");
         let events = watched(std::fs::File::open(&path)?.into(), Interest::PRIORITY)?;
         loop {
             // The kernel raises an exceptional condition on this file whenever its content changes.
-            if std::fs::read_to_string(&path)?.lines().any(|line| line == "populated 0") {
+            if std::fs::read_to_string(&path)?.lines().any(|line| line == wanted) {
                 return Ok(());
             }
             events.ready(Interest::PRIORITY).await?.clear_ready();
@@ -71,5 +96,31 @@ mod tests {
         group.kill().unwrap();
         group.remove().await.unwrap();
         assert_eq!(group.0, Path::new("/sys/fs/cgroup/containers/never-made"));
+        assert!(group.freeze(true).await.is_err());
+    }
+
+    #[test]
+    fn limits_that_are_named_change() {
+        let folder = tempfile::tempdir().unwrap();
+        let group = Cgroup(folder.path().join("c1"));
+        std::fs::create_dir(group.path()).unwrap();
+        std::fs::write(folder.path().join("cgroup.controllers"), "cpu memory pids\n").unwrap();
+        // Files here keep what is longer than what is written over it.
+        let reset = || {
+            for file in ["memory.max", "memory.swap.max", "cpu.max", "cpu.weight", "pids.max"] {
+                std::fs::write(group.path().join(file), "").unwrap();
+            }
+        };
+        reset();
+        let resources = serde_json::json!({"memory": {"limit": 64 << 20}, "cpu": {"quota": 50_000, "period": 100_000}});
+        group.limit(&serde_json::from_value(resources).unwrap()).unwrap();
+        let read = |file: &str| std::fs::read_to_string(group.path().join(file)).unwrap();
+        assert_eq!((read("memory.max"), read("cpu.max")), ("67108864".into(), "50000 100000".into()));
+        assert_eq!((read("cpu.weight"), read("pids.max")), (String::new(), String::new()));
+
+        reset();
+        let unlimited = serde_json::json!({"memory": {"limit": -1}, "cpu": {"quota": -1, "period": 100_000}});
+        group.limit(&serde_json::from_value(unlimited).unwrap()).unwrap();
+        assert_eq!((read("memory.max"), read("cpu.max")), ("max".into(), "max 100000".into()));
     }
 }

@@ -23,6 +23,9 @@ pub(crate) struct Container {
     first: String,
     home: Home,
     init: Process,
+    /// Where the container's programs say why they end.
+    termination_log: Option<PathBuf>,
+    copies: Vec<PathBuf>,
     started: Mutex<bool>,
     commands: Mutex<HashMap<Id, Command>>,
 }
@@ -32,16 +35,29 @@ pub(crate) struct Container {
 pub(crate) struct Home {
     id: Id,
     bundle: PathBuf,
+    /// Whether the root file system is a folder of the bundle, and no image.
+    own_root: bool,
     cgroup: Cgroup,
     helper: Helper,
 }
 
 impl Home {
-    /// Makes the bundle's folder.
-    pub(crate) fn make(id: &Id, root: &Path, helper: &Helper) -> Result<Self, Fault> {
+    /// Makes the bundle's folder, and a root file system of its own in it if there is no image for it.
+    pub(crate) fn make(id: &Id, root: &Path, helper: &Helper, own_root: bool) -> Result<Self, Fault> {
         let bundle = root.join(id);
-        std::fs::create_dir(&bundle).map_err(|e| Fault::Io("container's folder can't be made", e))?;
-        Ok(Self { id: id.clone(), bundle, cgroup: Cgroup::of(id), helper: helper.clone() })
+        let failed = |e| Fault::Io("container's folder can't be made", e);
+        std::fs::create_dir(&bundle).map_err(failed)?;
+        let home = Self { id: id.clone(), bundle, own_root, cgroup: Cgroup::of(id), helper: helper.clone() };
+        if own_root && let Err(error) = std::fs::create_dir(home.rootfs()) {
+            let _ = std::fs::remove_dir(&home.bundle);
+            return Err(failed(error));
+        }
+        Ok(home)
+    }
+
+    /// The root file system, or where it will be.
+    pub(crate) fn rootfs(&self) -> PathBuf {
+        self.bundle.join("rootfs")
     }
 
     /// The folder with the container's files and root file system.
@@ -61,7 +77,14 @@ impl Home {
         if let Err(error) = self.helper.forget(&self.id) {
             warn("runtime state can't be removed", &error);
         }
-        images.release(&self.bundle).await;
+        match self.own_root {
+            true => {
+                if let Err(error) = std::fs::remove_dir_all(self.rootfs()) {
+                    warn("root file system can't be removed", &error);
+                }
+            }
+            false => images.release(&self.bundle).await,
+        }
         // Only the folder's own files, level by level: a root file system that is still mounted is not emptied.
         if let Err(error) = remove_bundle(&self.bundle) {
             warn("bundle can't be removed", &error);
@@ -71,7 +94,13 @@ impl Home {
 
 impl Container {
     /// Makes the first process of the container whose bundle is complete; it runs once the container is started.
-    pub(crate) async fn create(home: Home, first: &str, terminal: bool) -> Result<Self, Fault> {
+    pub(crate) async fn create(
+        home: Home,
+        first: &str,
+        terminal: bool,
+        termination_log: Option<PathBuf>,
+        copies: Vec<PathBuf>,
+    ) -> Result<Self, Fault> {
         let (pid, streams) = home.helper.create(&home.id, &home.bundle, terminal).await?;
         let init = Process::watch(pid, streams).map_err(|e| Fault::Io("container can't be watched", e))?;
         Ok(Self {
@@ -79,6 +108,8 @@ impl Container {
             first: first.to_owned(),
             home,
             init,
+            termination_log,
+            copies,
             started: Mutex::new(false),
             commands: Mutex::new(HashMap::new()),
         })
@@ -87,6 +118,29 @@ impl Container {
     /// The container's first process.
     pub(crate) fn init(&self) -> &Process {
         &self.init
+    }
+
+    /// What the host has copied into the guest for this container alone.
+    pub(crate) fn copies(&self) -> &[PathBuf] {
+        &self.copies
+    }
+
+    /// The container's control group.
+    pub(crate) fn cgroup(&self) -> &Cgroup {
+        &self.home.cgroup
+    }
+
+    /// The end of what the container's programs wrote to say why they end, up to 4 KiB; nothing if there is no such file.
+    pub(crate) fn termination_message(&self) -> std::io::Result<String> {
+        use rustix::fs::{CWD, Mode, OFlags, openat};
+        let Some(path) = &self.termination_log else { return Ok(String::new()) };
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let mut file = std::fs::File::from(openat(CWD, path, flags, Mode::empty())?);
+        let length = file.metadata()?.len();
+        std::io::Seek::seek(&mut file, std::io::SeekFrom::Start(length.saturating_sub(MAX_MESSAGE)))?;
+        let mut text = Vec::new();
+        std::io::Read::read_to_end(&mut std::io::Read::take(file, MAX_MESSAGE), &mut text)?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
     }
 
     /// Lets the first process run its program.
@@ -110,7 +164,7 @@ impl Container {
         if request.stdin_port.is_some() || request.stdout_port.is_some() || request.stderr_port.is_some() {
             return Err(spec::Error::Unsupported("streams on ports").into());
         }
-        let rootfs = self.home.bundle.join("rootfs");
+        let rootfs = self.home.rootfs();
         let described = spec::process(process, request.string_user.as_ref(), &ImageProcess::default(), &rootfs)?;
         self.reserve(&exec)?;
         let described = described.to_string().into_bytes();
@@ -150,8 +204,8 @@ impl Container {
         let failed = |e| Fault::Io("signal can't be sent", e);
         match self.process(name)? {
             Named::First(init) => {
-                // The first process of a namespace is spared signals that it doesn't handle: this one is meant to end it.
-                let ends = signal == Signal::KILL || (signal == Signal::TERM && !init.handles(signal));
+                // Meant to end the container, and the kernel would keep it from the process.
+                let ends = signal == Signal::KILL || (signal == Signal::TERM && init.ignores(signal));
                 if ends {
                     self.home.cgroup.kill().and_then(|()| init.signal(Signal::KILL))
                 } else {
@@ -241,3 +295,5 @@ fn remove_bundle(bundle: &Path) -> std::io::Result<()> {
 }
 
 const MAX_COMMANDS: usize = 128;
+/// What Kubernetes keeps of a message.
+const MAX_MESSAGE: u64 = 4096;

@@ -48,6 +48,11 @@ impl Containers {
         ready(&self.entries(), id)
     }
 
+    /// Whether the name is taken.
+    pub(crate) fn has(&self, id: &Id) -> bool {
+        self.entries().contains_key(id)
+    }
+
     /// Takes a container out of use, for its removal.
     pub(crate) fn begin_removal(&self, id: &Id) -> Result<Arc<Container>, Fault> {
         let mut entries = self.entries();

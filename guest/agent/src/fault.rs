@@ -8,7 +8,7 @@ use crate::id::InvalidId;
 use crate::images::ImageError;
 use crate::policy::{self, Denial};
 use crate::secrets::SecretError;
-use crate::{helper, network, sandbox, spec};
+use crate::{copy, helper, network, sandbox, spec, volumes};
 
 /// A request that was not fulfilled. Its text goes to the host.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +40,10 @@ pub(crate) enum Fault {
     #[error(transparent)]
     Sandbox(#[from] sandbox::Error),
     #[error(transparent)]
+    Volume(#[from] volumes::Error),
+    #[error(transparent)]
+    Copy(#[from] copy::Error),
+    #[error(transparent)]
     Helper(#[from] helper::Error),
     #[error(transparent)]
     Network(#[from] network::Error),
@@ -56,8 +60,10 @@ impl Fault {
         match self {
             Self::Denied(_) => Code::PERMISSION_DENIED,
             Self::Id(_) | Self::Invalid(_) | Self::Spec(_) | Self::Policy(_) => Code::INVALID_ARGUMENT,
-            Self::Sandbox(sandbox::Error::Folder(_) | sandbox::Error::Volume(_)) => Code::INTERNAL,
-            Self::Sandbox(_) => Code::INVALID_ARGUMENT,
+            Self::Sandbox(sandbox::Error::Folder(_)) | Self::Volume(volumes::Error::Make(..)) => Code::INTERNAL,
+            Self::Copy(copy::Error::Write(_)) => Code::INTERNAL,
+            Self::Copy(copy::Error::Full) => Code::RESOURCE_EXHAUSTED,
+            Self::Sandbox(_) | Self::Volume(_) | Self::Copy(_) => Code::INVALID_ARGUMENT,
             Self::Network(network::Error::Invalid(..)) => Code::INVALID_ARGUMENT,
             Self::NotFound(_) | Self::Network(network::Error::NoLink(_)) => Code::NOT_FOUND,
             Self::Exists(_) => Code::ALREADY_EXISTS,

@@ -8,17 +8,23 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod agent;
+mod beneath;
 mod cgroup;
 mod console;
 mod container;
 mod containers;
+mod copy;
+mod creation;
 mod fault;
 mod helper;
 mod id;
 mod images;
 mod metrics;
+mod namespaces;
 mod network;
+mod oom;
 mod orphans;
+mod pause;
 pub mod policy;
 mod process;
 mod request;
@@ -26,8 +32,10 @@ mod sandbox;
 mod secrets;
 mod service;
 mod spec;
+mod stats;
 mod stream;
 mod user;
+mod volumes;
 mod watched;
 
 pub use agent::{Agent, AgentConfig, AgentEvent, Error};
@@ -35,5 +43,6 @@ pub use helper::{HELPER_ARG, run_helper};
 pub use images::{ImageError, ImageProcess, Images, PulledImage, ResolvedImage};
 pub use network::{Error as NetworkError, bring_up_loopback};
 pub use orphans::reap_orphans;
+pub use pause::{PAUSE_ARG, run_pause};
 pub use policy::Policy;
 pub use secrets::{SecretError, Secrets};

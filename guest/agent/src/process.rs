@@ -64,12 +64,25 @@ impl Process {
         }
     }
 
-    /// Whether the process has a handler for the signal. The first process of a container ignores those it has none for.
-    pub(crate) fn handles(&self, signal: Signal) -> bool {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap_or_default();
-        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
-        let caught = caught.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
-        caught >> (signal.as_raw() - 1) & 1 == 1
+    /// Whether the kernel would keep the signal from the process: it does so with the first process of a namespace,
+    /// unless that has a handler, or blocks the signal to wait for it as small init programs do.
+    pub(crate) fn ignores(&self, signal: Signal) -> bool {
+        let read = |file: &str| std::fs::read_to_string(format!("/proc/{}/{file}", self.pid)).unwrap_or_default();
+        let status = read("status");
+        let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+        let in_mask = |name: &str| {
+            let mask = u64::from_str_radix(field(name).trim(), 16).unwrap_or(0);
+            mask >> (signal.as_raw() - 1) & 1 == 1
+        };
+        let is_first = field("NSpid:").split_whitespace().next_back() == Some("1");
+        // While it waits, its mask doesn't show what it waits for.
+        let waits = || read("syscall").split_whitespace().next() == Some(SIGNAL_WAIT);
+        is_first && !in_mask("SigCgt:") && !in_mask("SigBlk:") && !waits()
+    }
+
+    /// The number of the process, as the guest's first process sees it.
+    pub(crate) fn pid(&self) -> Pid {
+        self.pid
     }
 
     /// Reads from standard output, waiting for data; nothing at the end, or once the process has ended and all is read.
@@ -160,6 +173,8 @@ async fn wait(handle: &AsyncFd<OwnedFd>) -> io::Result<i32> {
     }
 }
 
+/// The number of `rt_sigtimedwait`.
+const SIGNAL_WAIT: &str = if cfg!(target_arch = "x86_64") { "128" } else { "137" };
 const SIGNALLED: i32 = 128;
 /// The status of a process that somebody else waited for.
 const LOST: i32 = 255;
@@ -228,12 +243,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn handlers_of_signals_are_seen() {
-        let process = start("trap : TERM; echo ready; read line");
+    async fn only_the_first_process_of_a_namespace_ignores_signals() {
+        let process = start("echo ready; read line");
         assert_eq!(process.read_stdout(99).await.unwrap(), b"ready\n");
-        assert!(process.handles(Signal::TERM));
-        assert!(!process.handles(Signal::USR1));
-        process.signal(Signal::KILL).unwrap();
-        process.ended().await;
+        assert!(!process.ignores(Signal::TERM));
+        process.signal(Signal::TERM).unwrap();
+        assert_eq!(process.ended().await, 143);
     }
 }

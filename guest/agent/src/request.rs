@@ -83,16 +83,17 @@ impl Gated for CopyFileRequest {
 
     /// Kata shows its policies the kind of file and the target of a link, and not the data.
     fn input(&self) -> Value {
-        let kind = match self.file_mode & FORMAT {
-            REGULAR => "Regular",
-            DIRECTORY => "Directory",
-            LINK => "Symlink",
-            _ => "Unknown",
-        };
-        let target = if kind == "Symlink" { String::from_utf8_lossy(&self.data).into_owned() } else { String::new() };
+        let kind = FileKind::of(self);
+        let target =
+            if kind == FileKind::Link { String::from_utf8_lossy(&self.data).into_owned() } else { String::new() };
         json!({
             "path": self.path,
-            "file_type": kind,
+            "file_type": match kind {
+                FileKind::Regular => "Regular",
+                FileKind::Directory => "Directory",
+                FileKind::Link => "Symlink",
+                FileKind::Unknown => "Unknown",
+            },
             "symlink_target": target,
             "file_size": self.file_size,
             "file_mode": self.file_mode,
@@ -101,6 +102,26 @@ impl Gated for CopyFileRequest {
             "gid": self.gid,
             "offset": self.offset,
         })
+    }
+}
+
+/// What a request to copy a file is about, by its mode.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FileKind {
+    Regular,
+    Directory,
+    Link,
+    Unknown,
+}
+
+impl FileKind {
+    pub(crate) fn of(request: &CopyFileRequest) -> Self {
+        match request.file_mode & FORMAT {
+            REGULAR => Self::Regular,
+            DIRECTORY => Self::Directory,
+            LINK => Self::Link,
+            _ => Self::Unknown,
+        }
     }
 }
 

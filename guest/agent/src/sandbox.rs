@@ -1,16 +1,15 @@
-//! The pod as a whole: its name, its resolver, and the folders its containers share.
+//! The pod as a whole: its name, its resolver, its namespaces, and the files its containers get.
 
-use std::ffi::CString;
 use std::fs::Permissions;
 use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
-use wire_ttrpc::agent::{CreateSandboxRequest, Storage};
+use wire_ttrpc::agent::CreateSandboxRequest;
 
 use crate::id::{Id, InvalidId};
+use crate::namespaces::Namespaces;
 
 /// What the containers of a pod have in common.
 #[derive(Debug)]
@@ -18,11 +17,12 @@ pub(crate) struct Sandbox {
     folder: PathBuf,
     hostname: String,
     resolver: String,
-    volumes: Vec<PathBuf>,
+    shares_pids: bool,
+    namespaces: Option<Namespaces>,
 }
 
 impl Sandbox {
-    /// Prepares the folders of a sandbox below `root`, and its storages.
+    /// Prepares the folders of a sandbox below `root`.
     ///
     /// # Errors
     /// [`Error`]; nothing is left behind then.
@@ -31,10 +31,8 @@ impl Sandbox {
             Id::parse(&request.sandbox_id)?;
         }
         for (asked, what) in [
-            (request.sandbox_pidns, "a process namespace shared by the sandbox"),
-            (!request.guest_hook_path.is_empty(), "hooks"),
-            (!request.kernel_modules.is_empty(), "kernel modules"),
-            (request.storages.len() > MAX_STORAGES, "so many storages"),
+            (!request.guest_hook_path.is_empty(), "hooks, which no measured guest image has"),
+            (!request.kernel_modules.is_empty(), "kernel modules, which the guest's kernel takes none of any more"),
         ] {
             if asked {
                 return Err(Error::Unsupported(what));
@@ -49,54 +47,13 @@ impl Sandbox {
         std::fs::create_dir_all(folder.join("ephemeral")).map_err(Error::Folder)?;
         std::fs::set_permissions(root, Permissions::from_mode(0o711)).map_err(Error::Folder)?;
         std::fs::write(folder.join("resolv.conf"), &resolver).map_err(Error::Folder)?;
-        let mut sandbox = Self { folder, hostname: hostname.to_owned(), resolver, volumes: Vec::new() };
-        match sandbox.add_volumes(&request.storages, root) {
-            Ok(_) => Ok(sandbox),
-            Err(error) => {
-                sandbox.destroy();
-                Err(error)
-            }
-        }
+        let hostname = hostname.to_owned();
+        Ok(Self { folder, hostname, resolver, shares_pids: request.sandbox_pidns, namespaces: None })
     }
 
-    /// Makes the volumes among `storages` that are not there yet, and returns those it made.
-    ///
-    /// # Errors
-    /// [`Error`]; none of these volumes is left behind then.
-    pub(crate) fn add_volumes(&mut self, storages: &[Storage], root: &Path) -> Result<Vec<PathBuf>, Error> {
-        let mut made: Vec<PathBuf> = Vec::new();
-        for storage in storages {
-            let known = self.volumes.iter().chain(&made);
-            match Volume::parse(storage, root, known).and_then(|volume| volume.make()) {
-                Ok(Some(path)) => made.push(path),
-                Ok(None) => {}
-                Err(error) => {
-                    self.volumes.extend(made.iter().cloned());
-                    self.remove_volumes(&made);
-                    return Err(error);
-                }
-            }
-        }
-        self.volumes.extend(made.iter().cloned());
-        Ok(made)
-    }
-
-    /// Removes volumes with what they hold.
-    pub(crate) fn remove_volumes(&mut self, volumes: &[PathBuf]) {
-        for volume in volumes.iter().rev() {
-            // Fails where the volume is a plain folder, which is removed right after.
-            let _ = unmount(volume, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
-            if let Err(error) = std::fs::remove_dir_all(volume) {
-                tracing::warn!(volume = %volume.display(), %error, "volume can't be removed");
-            }
-            self.volumes.retain(|known| known != volume);
-        }
-    }
-
-    /// Removes all that belongs to the sandbox.
-    pub(crate) fn destroy(&mut self) {
-        let volumes = std::mem::take(&mut self.volumes);
-        self.remove_volumes(&volumes);
+    /// Removes all that belongs to the sandbox. Its volumes are gone by then.
+    pub(crate) fn destroy(self) {
+        drop(self.namespaces);
         if let Err(error) = std::fs::remove_dir_all(&self.folder) {
             tracing::warn!(%error, "sandbox folder can't be removed");
         }
@@ -112,9 +69,18 @@ impl Sandbox {
         &self.resolver
     }
 
-    /// The volumes that containers may share. None lies in another, so no container can change the way to one.
-    pub(crate) fn volumes(&self) -> &[PathBuf] {
-        &self.volumes
+    /// Whether all containers of the pod see each other's processes.
+    pub(crate) fn shares_pids(&self) -> bool {
+        self.shares_pids
+    }
+
+    /// The namespaces of the pod, made when its first container needs them.
+    pub(crate) fn namespaces(&mut self) -> io::Result<&mut Namespaces> {
+        let namespaces = match self.namespaces.take() {
+            Some(namespaces) => namespaces,
+            None => Namespaces::make(self.folder.join("ns"), &self.hostname)?,
+        };
+        Ok(self.namespaces.insert(namespaces))
     }
 
     /// Writes the files that each container gets of its own, and returns them as pairs of destination and source.
@@ -140,7 +106,7 @@ impl Sandbox {
     }
 }
 
-/// Why there is no sandbox or volume.
+/// Why there is no sandbox.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error(transparent)]
@@ -151,96 +117,8 @@ pub(crate) enum Error {
     Hostname,
     #[error("DNS entry {0:?} is neither an address nor a line of resolv.conf; next: correct it")]
     Dns(String),
-    #[error("storage {driver:?} at {mount_point:?} is refused: {reason}; next: leave it out")]
-    Storage { driver: String, mount_point: String, reason: &'static str },
     #[error("sandbox folders can't be made: {0}")]
     Folder(#[source] io::Error),
-    #[error("volume can't be made: {0}")]
-    Volume(#[source] io::Error),
-}
-
-/// A volume that lives in the guest's memory.
-struct Volume<'a> {
-    path: &'a Path,
-    /// The options of the file system of its own; none for a plain folder.
-    tmpfs: Option<String>,
-    mode: u32,
-}
-
-impl<'a> Volume<'a> {
-    fn parse<'b>(
-        storage: &'a Storage,
-        root: &Path,
-        mut known: impl Iterator<Item = &'b PathBuf>,
-    ) -> Result<Self, Error> {
-        let refuse = |reason| Error::Storage {
-            driver: storage.driver.chars().take(64).collect(),
-            mount_point: storage.mount_point.chars().take(256).collect(),
-            reason,
-        };
-        let path = Path::new(&storage.mount_point);
-        let plain = path.components().all(|part| !matches!(part, std::path::Component::ParentDir))
-            && storage.mount_point.len() < 1024;
-        let below = |folder: &str| path.starts_with(root.join(folder)) && path != root.join(folder);
-        let shared = below("sandbox/ephemeral") || below("shared/containers") || path == root.join("sandbox/shm");
-        if !plain || !shared || storage.mount_point.contains('\0') {
-            return Err(refuse("its mount point is not one that pods share"));
-        }
-        // A container could put a link into its volume, and so lead the agent to any place in the guest.
-        if known.any(|other| path != other && (path.starts_with(other) || other.starts_with(path))) {
-            return Err(refuse("it lies in another volume, or around one"));
-        }
-        if storage.fs_group.is_some() {
-            return Err(refuse("groups of volumes are not supported"));
-        }
-        let number = |text: &str| !text.is_empty() && text.len() <= 12 && text.bytes().all(|b| b.is_ascii_digit());
-        let mut mode = if path.ends_with("shm") { 0o1777 } else { 0o777 };
-        let mut options = Vec::new();
-        for option in &storage.options {
-            match option.split_once('=') {
-                Some(("mode", text)) => {
-                    mode = u32::from_str_radix(text, 8)
-                        .ok()
-                        .filter(|mode| *mode <= 0o1777)
-                        .ok_or_else(|| refuse("its mode is malformed"))?
-                }
-                Some(("size", size)) if number(size.trim_end_matches(['k', 'm', 'g', '%'])) => {
-                    options.push(option.as_str())
-                }
-                None if matches!(option.as_str(), "nosuid" | "nodev" | "noexec") => {}
-                _ => return Err(refuse("it has an option that is not supported")),
-            }
-        }
-        match storage.driver.as_str() {
-            "ephemeral" if storage.fstype == "tmpfs" => Ok(Self { path, tmpfs: Some(options.join(",")), mode }),
-            "local" => Ok(Self { path, tmpfs: None, mode }),
-            _ => Err(refuse("only volumes in memory are supported")),
-        }
-    }
-
-    /// The path of the volume, unless it was there already.
-    fn make(&self) -> Result<Option<PathBuf>, Error> {
-        if self.path.is_dir() {
-            return Ok(None);
-        }
-        std::fs::create_dir_all(self.path).map_err(Error::Volume)?;
-        let make = || {
-            if let Some(options) = &self.tmpfs {
-                let options = CString::new(options.as_str())?;
-                let flags = MountFlags::NOSUID | MountFlags::NODEV;
-                mount("tmpfs", self.path, "tmpfs", flags, options.as_c_str())?;
-            }
-            std::fs::set_permissions(self.path, Permissions::from_mode(self.mode))
-        };
-        match make() {
-            Ok(()) => Ok(Some(self.path.to_owned())),
-            Err(error) => {
-                let _ = unmount(self.path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
-                let _ = std::fs::remove_dir(self.path);
-                Err(Error::Volume(error))
-            }
-        }
-    }
 }
 
 /// The text of `resolv.conf`, from addresses or whole lines.
@@ -277,14 +155,13 @@ fn is_hostname(name: &str) -> bool {
         && name.starts_with(|c: char| c.is_ascii_alphanumeric())
 }
 
-const MAX_STORAGES: usize = 64;
 const MAX_DNS: usize = 32;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn request(root: &Path) -> CreateSandboxRequest {
+    fn request() -> CreateSandboxRequest {
         CreateSandboxRequest {
             sandbox_id: "s1".into(),
             hostname: "pod-1".into(),
@@ -294,25 +171,16 @@ mod tests {
                 "nameserver fd00::1".into(),
                 "options ndots:5".into(),
             ],
-            storages: vec![Storage {
-                driver: "local".into(),
-                mount_point: root.join("sandbox/ephemeral/cache").to_str().unwrap().into(),
-                options: vec!["mode=0770".into()],
-                ..Default::default()
-            }],
             ..Default::default()
         }
     }
 
     #[test]
-    fn a_sandbox_has_a_name_a_resolver_and_volumes_and_leaves_nothing() {
+    fn a_sandbox_has_a_name_and_a_resolver_and_leaves_nothing() {
         let root = tempfile::tempdir().unwrap();
-        let mut sandbox = Sandbox::create(&request(root.path()), root.path()).unwrap();
+        let sandbox = Sandbox::create(&request(), root.path()).unwrap();
         let expected = "nameserver 10.0.0.10\nsearch default.svc.cluster.local\nnameserver fd00::1\noptions ndots:5\n";
         assert_eq!(sandbox.resolver(), expected);
-        let cache = root.path().join("sandbox/ephemeral/cache");
-        assert_eq!(cache.metadata().unwrap().permissions().mode() & 0o7777, 0o770);
-        assert_eq!(sandbox.add_volumes(&request(root.path()).storages, root.path()).unwrap(), Vec::<PathBuf>::new());
 
         let bundle = tempfile::tempdir().unwrap();
         let files = sandbox.write_files(bundle.path()).unwrap();
@@ -323,52 +191,24 @@ mod tests {
     }
 
     #[test]
-    fn no_volume_lies_in_another() {
-        let root = tempfile::tempdir().unwrap();
-        let mut sandbox = Sandbox::create(&request(root.path()), root.path()).unwrap();
-        let cache = root.path().join("sandbox/ephemeral/cache");
-        // What a container that has the volume could do.
-        std::os::unix::fs::symlink(root.path(), cache.join("out")).unwrap();
-        for place in ["sandbox/ephemeral/cache/out/c2", "sandbox/ephemeral/cache/inner", "sandbox/ephemeral/cache/."] {
-            let mount_point = root.path().join(place).to_str().unwrap().to_owned();
-            let storage = Storage { mount_point, ..request(root.path()).storages[0].clone() };
-            let made = sandbox.add_volumes(&[storage], root.path());
-            assert!(
-                if place.ends_with('.') { made.is_ok_and(|made| made.is_empty()) } else { made.is_err() },
-                "{place}"
-            );
-        }
-        assert!(!root.path().join("c2").exists() && !cache.join("inner").exists());
-        assert_eq!(sandbox.volumes(), [cache]);
-    }
-
-    #[test]
     fn what_a_sandbox_can_t_have_is_refused_and_leaves_nothing() {
         let root = tempfile::tempdir().unwrap();
         type Change = fn(&mut CreateSandboxRequest);
-        let changes: [Change; 14] = [
+        let changes: [Change; 8] = [
             |r| r.sandbox_id = "../x".into(),
             |r| r.hostname = "a b".into(),
             |r| r.hostname = "a".repeat(65),
             |r| r.guest_hook_path = "/hooks".into(),
-            |r| r.sandbox_pidns = true,
             |r| r.kernel_modules.push(Default::default()),
             |r| r.dns.push("nameserver x".into()),
             |r| r.dns.push("search a\nnameserver 1.1.1.1".into()),
             |r| r.dns.push("include /etc/shadow".into()),
-            |r| r.storages[0].driver = "blk".into(),
-            |r| r.storages[0].mount_point = "/etc/x".into(),
-            |r| r.storages[0].mount_point.push_str("/../../../c1/rootfs"),
-            |r| r.storages[0].options.push("suid".into()),
-            |r| {
-                r.storages.push(Storage { driver: "ephemeral".into(), fstype: "ext4".into(), ..r.storages[0].clone() });
-            },
         ];
         for (number, change) in changes.into_iter().enumerate() {
-            let mut request = request(root.path());
+            let mut request = request();
             change(&mut request);
             assert!(Sandbox::create(&request, root.path()).is_err(), "change {number}");
-            assert!(!root.path().join("sandbox/ephemeral/cache").exists(), "change {number}");
+            assert!(!root.path().join("sandbox").exists(), "change {number}");
         }
     }
 }

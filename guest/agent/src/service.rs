@@ -18,10 +18,10 @@ use wire_ttrpc::{agent_ttrpc, health_ttrpc};
 
 use crate::agent::{Agent, AgentEvent, Error};
 use crate::fault::Fault;
-use crate::metrics;
 use crate::network::Network;
 use crate::policy::Policy;
 use crate::request::Gated;
+use crate::{metrics, spec, stats};
 
 impl Agent {
     /// Serves `grpc.AgentService` and `grpc.Health` until the future is dropped.
@@ -77,7 +77,7 @@ type Pending<'a, T> = Pin<Box<dyn Future<Output = Answer<T>> + Send + 'a>>;
 impl agent_ttrpc::AgentService for Service {
     async fn create_sandbox(&self, _: &TtrpcContext, request: CreateSandboxRequest) -> Answer<Empty> {
         self.0.admit(&request)?;
-        self.0.create_sandbox(&request)?;
+        self.0.create_sandbox(&request).await?;
         Ok(Empty::new())
     }
 
@@ -245,14 +245,72 @@ impl agent_ttrpc::AgentService for Service {
         Ok(Routes { Routes: routes, ..Default::default() })
     }
 
+    async fn copy_file(&self, _: &TtrpcContext, request: CopyFileRequest) -> Answer<Empty> {
+        self.0.admit(&request)?;
+        self.0.copy_file(request).await?;
+        Ok(Empty::new())
+    }
+
+    async fn update_container(&self, _: &TtrpcContext, request: UpdateContainerRequest) -> Answer<Empty> {
+        self.0.admit(&request)?;
+        let limits = spec::resources(request.resources.get_or_default());
+        let limits = serde_json::from_value(limits).map_err(|e| Fault::Io("limits can't be read", e.into()))?;
+        let container = self.0.container(&request.container_id)?;
+        container.cgroup().limit(&limits).map_err(|e| Fault::Io("limits can't be changed", e))?;
+        Ok(Empty::new())
+    }
+
+    async fn stats_container(
+        &self,
+        _: &TtrpcContext,
+        request: StatsContainerRequest,
+    ) -> Answer<StatsContainerResponse> {
+        self.0.admit(&request)?;
+        let container = self.0.container(&request.container_id)?;
+        let network = std::fs::read_to_string("/proc/net/dev").map_err(|e| Fault::Io("network can't be read", e))?;
+        Ok(StatsContainerResponse {
+            cgroup_stats: MessageField::some(stats::of_group(container.cgroup().path())),
+            network_stats: stats::of_network(&network),
+            ..Default::default()
+        })
+    }
+
+    async fn pause_container(&self, _: &TtrpcContext, request: PauseContainerRequest) -> Answer<Empty> {
+        self.0.admit(&request)?;
+        let container = self.0.container(&request.container_id)?;
+        container.cgroup().freeze(true).await.map_err(|e| Fault::Io("container can't be paused", e))?;
+        Ok(Empty::new())
+    }
+
+    async fn resume_container(&self, _: &TtrpcContext, request: ResumeContainerRequest) -> Answer<Empty> {
+        self.0.admit(&request)?;
+        let container = self.0.container(&request.container_id)?;
+        container.cgroup().freeze(false).await.map_err(|e| Fault::Io("container can't be resumed", e))?;
+        Ok(Empty::new())
+    }
+
+    async fn get_oom_event(&self, _: &TtrpcContext, request: GetOOMEventRequest) -> Answer<OOMEvent> {
+        self.0.admit(&request)?;
+        Ok(OOMEvent { container_id: self.0.oom.next().await, ..Default::default() })
+    }
+
+    async fn get_diagnostic_data(
+        &self,
+        _: &TtrpcContext,
+        request: GetDiagnosticDataRequest,
+    ) -> Answer<GetDiagnosticDataResponse> {
+        self.0.admit(&request)?;
+        if request.log_type != "termination_log" {
+            return Err(Fault::Invalid("there is no such log; next: ask for termination_log").into());
+        }
+        let container = self.0.container(&request.container_id)?;
+        let data = container.termination_message().map_err(|e| Fault::Io("termination log can't be read", e))?;
+        Ok(GetDiagnosticDataResponse { data, ..Default::default() })
+    }
+
     not_implemented!(
-        update_container(UpdateContainerRequest) -> Empty,
         update_ephemeral_mounts(UpdateEphemeralMountsRequest) -> Empty,
-        stats_container(StatsContainerRequest) -> StatsContainerResponse,
-        pause_container(PauseContainerRequest) -> Empty,
-        resume_container(ResumeContainerRequest) -> Empty,
         remove_stale_virtiofs_share_mounts(RemoveStaleVirtiofsShareMountsRequest) -> Empty,
-        get_diagnostic_data(GetDiagnosticDataRequest) -> GetDiagnosticDataResponse,
         add_arp_neighbors(AddARPNeighborsRequest) -> Empty,
         get_ip_tables(GetIPTablesRequest) -> GetIPTablesResponse,
         set_ip_tables(SetIPTablesRequest) -> SetIPTablesResponse,
@@ -262,8 +320,6 @@ impl agent_ttrpc::AgentService for Service {
         reseed_random_dev(ReseedRandomDevRequest) -> Empty,
         mem_hotplug_by_probe(MemHotplugByProbeRequest) -> Empty,
         set_guest_date_time(SetGuestDateTimeRequest) -> Empty,
-        copy_file(CopyFileRequest) -> Empty,
-        get_oom_event(GetOOMEventRequest) -> OOMEvent,
         add_swap(AddSwapRequest) -> Empty,
         add_swap_path(AddSwapPathRequest) -> Empty,
         get_volume_stats(VolumeStatsRequest) -> VolumeStatsResponse,

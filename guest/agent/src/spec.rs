@@ -12,7 +12,7 @@ use wire_ttrpc::oci;
 pub(crate) use process::build as process;
 
 use crate::images::PulledImage;
-use crate::user;
+use crate::{pause, user};
 
 /// The one image that a container runs, as its request names it.
 ///
@@ -34,36 +34,72 @@ pub(crate) fn image(request: &CreateContainerRequest, root: &Path) -> Result<Str
     Ok(image.source.clone())
 }
 
+/// What a container has in common with the others of its pod.
+pub(crate) struct Pod<'a> {
+    pub(crate) hostname: &'a str,
+    /// Those that the agent writes for the container, as pairs of destination and source.
+    pub(crate) files: &'a [(&'static str, PathBuf)],
+    /// The volumes that containers may share.
+    pub(crate) volumes: &'a [PathBuf],
+    /// The folder that holds what the host has copied into the guest.
+    pub(crate) copies: &'a Path,
+    pub(crate) namespaces: Value,
+}
+
 /// Builds a container's `config.json`.
-///
-/// `files` are those that the agent writes for the container, as pairs of destination and source; `shared` are the
-/// pod's volumes.
 ///
 /// # Errors
 /// [`Error`] for anything the request asks for that containers of this guest don't get.
-pub(crate) fn build(
-    request: &CreateContainerRequest,
-    image: &PulledImage,
-    hostname: &str,
-    files: &[(&str, PathBuf)],
-    shared: &[PathBuf],
-) -> Result<Value, Error> {
+pub(crate) fn build(request: &CreateContainerRequest, image: &PulledImage, pod: Pod<'_>) -> Result<Value, Error> {
     let oci = request.OCI.as_ref().ok_or(Error::Unsupported("a request without OCI specification"))?;
     refuse_unsupported(request, oci)?;
+    let process = oci.Process.get_or_default();
     let linux = oci.Linux.get_or_default();
     Ok(json!({
-        "ociVersion": "1.0.2",
-        "process": process::build(oci.Process.get_or_default(), request.string_user.as_ref(), &image.process, &image.rootfs)?,
+        "ociVersion": VERSION,
+        "process": process::build(process, request.string_user.as_ref(), &image.process, &image.rootfs)?,
         "root": {"path": image.rootfs, "readonly": oci.Root.get_or_default().Readonly},
-        "hostname": hostname,
-        "mounts": mounts::build(&oci.Mounts, files, shared)?,
+        "hostname": pod.hostname,
+        "mounts": mounts::build(&oci.Mounts, &pod)?,
         "linux": {
-            "namespaces": NAMESPACES.map(|kind| json!({"type": kind})),
+            "namespaces": pod.namespaces,
             "cgroupsPath": Path::new(CGROUP_PARENT).join(&request.container_id),
-            "resources": resources(linux.Resources.get_or_default())?,
+            "resources": resources(linux.Resources.get_or_default()),
             "sysctl": sysctl(linux)?,
             "maskedPaths": union(&MASKED_PATHS, &linux.MaskedPaths)?,
             "readonlyPaths": union(&READONLY_PATHS, &linux.ReadonlyPaths)?,
+        },
+    }))
+}
+
+/// Builds the `config.json` of a pod's sandbox container, which runs `program`, the guest's own binary.
+///
+/// Of the request it takes limits, and the parameters of the kernel that a pod sets for all of its containers.
+///
+/// # Errors
+/// [`Error`] for other parameters of the kernel.
+pub(crate) fn pause(
+    request: &CreateContainerRequest,
+    rootfs: &Path,
+    program: &Path,
+    pod: Pod<'_>,
+) -> Result<Value, Error> {
+    let linux = request.OCI.Linux.get_or_default();
+    let mut mounts = mounts::build(&[], &pod)?;
+    mounts.push(pause::program_mount(program));
+    Ok(json!({
+        "ociVersion": VERSION,
+        "process": pause::process(),
+        "root": {"path": rootfs, "readonly": true},
+        "hostname": pod.hostname,
+        "mounts": mounts,
+        "linux": {
+            "namespaces": pod.namespaces,
+            "cgroupsPath": Path::new(CGROUP_PARENT).join(&request.container_id),
+            "resources": resources(linux.Resources.get_or_default()),
+            "sysctl": sysctl(linux)?,
+            "maskedPaths": MASKED_PATHS,
+            "readonlyPaths": READONLY_PATHS,
         },
     }))
 }
@@ -104,7 +140,6 @@ fn refuse_unsupported(request: &CreateContainerRequest, oci: &oci::Spec) -> Resu
     .iter()
     .any(|list| !list.is_empty());
     for (asked, what) in [
-        (request.sandbox_pidns, "a process namespace shared by the sandbox"),
         (!request.devices.is_empty() || !linux.Devices.is_empty(), "devices"),
         (!request.shared_mounts.is_empty(), "mounts shared between containers"),
         (has_hooks, "hooks"),
@@ -125,29 +160,38 @@ fn refuse_unsupported(request: &CreateContainerRequest, oci: &oci::Spec) -> Resu
     Ok(())
 }
 
-fn resources(requested: &oci::LinuxResources) -> Result<Value, Error> {
+/// The file in which a container's programs say why they end, if its pod wants to know.
+pub(crate) fn termination_log(request: &CreateContainerRequest, config: &Value) -> Option<PathBuf> {
+    let annotation = |name: &str| request.OCI.Annotations.get(&format!("{TERMINATION}{name}")).map(String::as_str);
+    let path = annotation("Path").unwrap_or("/dev/termination-log");
+    let mount = config["mounts"].as_array()?.iter().find(|mount| mount["destination"] == path)?;
+    Some(mount["source"].as_str()?.into())
+}
+
+/// Limits as `config.json` has them. A negative one stands for none.
+pub(crate) fn resources(requested: &oci::LinuxResources) -> Value {
     let mut resources = Map::new();
     let memory = requested.Memory.get_or_default();
-    if memory.Limit > 0 {
-        resources.insert("memory".into(), json!({"limit": memory.Limit}));
+    if memory.Limit != 0 {
+        resources.insert("memory".into(), json!({"limit": memory.Limit.max(-1)}));
     }
-    let cpu = requested.CPU.get_or_default();
-    let mut shares = Map::new();
-    if cpu.Shares > 0 {
-        shares.insert("shares".into(), json!(cpu.Shares));
+    let requested_cpu = requested.CPU.get_or_default();
+    let mut cpu = Map::new();
+    if requested_cpu.Shares > 0 {
+        cpu.insert("shares".into(), json!(requested_cpu.Shares));
     }
-    if cpu.Quota > 0 && cpu.Period > 0 {
-        shares.insert("quota".into(), json!(cpu.Quota));
-        shares.insert("period".into(), json!(cpu.Period));
+    if requested_cpu.Quota != 0 && requested_cpu.Period > 0 {
+        cpu.insert("quota".into(), json!(requested_cpu.Quota.max(-1)));
+        cpu.insert("period".into(), json!(requested_cpu.Period));
     }
-    if !shares.is_empty() {
-        resources.insert("cpu".into(), shares.into());
+    if !cpu.is_empty() {
+        resources.insert("cpu".into(), cpu.into());
     }
     let pids = requested.Pids.get_or_default().Limit;
-    if pids > 0 {
-        resources.insert("pids".into(), json!({"limit": pids}));
+    if pids != 0 {
+        resources.insert("pids".into(), json!({"limit": pids.max(-1)}));
     }
-    Ok(resources.into())
+    resources.into()
 }
 
 /// Only parameters of the container's own namespaces, and of the network, which is the pod's alone.
@@ -179,8 +223,8 @@ fn union(ours: &[&str], requested: &[String]) -> Result<Vec<String>, Error> {
 pub(crate) const GUEST_PULL: &str = "image_guest_pull";
 /// Below the root of the guest's control groups.
 pub(crate) const CGROUP_PARENT: &str = "/containers";
-/// The network is the guest's: a pod has one.
-const NAMESPACES: [&str; 5] = ["mount", "pid", "ipc", "uts", "cgroup"];
+const VERSION: &str = "1.0.2";
+const TERMINATION: &str = "io.kubernetes.container.terminationMessage";
 const MASKED_PATHS: [&str; 12] = [
     "/proc/acpi",
     "/proc/asound",
@@ -228,7 +272,12 @@ mod tests {
     }
 
     fn build(request: &CreateContainerRequest) -> Result<Value, Error> {
-        super::build(request, &pulled(), "pod", &[], &[])
+        super::build(request, &pulled(), pod())
+    }
+
+    fn pod() -> Pod<'static> {
+        let namespaces = json!([{"type": "mount"}, {"type": "pid"}]);
+        Pod { hostname: "pod", files: &[], volumes: &[], copies: Path::new("/run/copies"), namespaces }
     }
 
     #[test]
@@ -267,7 +316,7 @@ mod tests {
         assert_eq!(spec.root().as_ref().unwrap().readonly(), Some(true));
         let linux = spec.linux().as_ref().unwrap();
         assert_eq!(linux.cgroups_path().as_deref(), Some(Path::new("/containers/c1")));
-        assert_eq!(linux.namespaces().as_ref().unwrap().len(), 5);
+        assert_eq!(linux.namespaces().as_ref().unwrap().len(), 2);
         assert_eq!(linux.resources().as_ref().unwrap().memory().unwrap().limit(), Some(64 << 20));
         let masked = linux.masked_paths().as_ref().unwrap();
         assert_eq!(masked.iter().filter(|path| *path == "/proc/keys").count(), 1);
@@ -276,10 +325,45 @@ mod tests {
     }
 
     #[test]
+    fn a_sandbox_container_runs_nothing_of_the_host_s_asking() {
+        let mut request = request();
+        let oci = request.OCI.mut_or_insert_default();
+        oci.Process = MessageField::some(oci::Process {
+            Args: vec!["/bin/sh".into()],
+            Env: vec!["LD_PRELOAD=/x".into()],
+            Terminal: true,
+            ..Default::default()
+        });
+        oci.Mounts.push(oci::Mount { destination: "/pause".into(), source: "/x".into(), ..Default::default() });
+        oci.Hooks.mut_or_insert_default().Prestart.push(Default::default());
+        oci.Linux.mut_or_insert_default().Sysctl.insert("kernel.shmmax".into(), "1000000".into());
+
+        let config = pause(&request, Path::new("/b/rootfs"), Path::new("/init"), pod()).unwrap();
+        let spec: libcontainer::oci_spec::runtime::Spec = serde_json::from_value(config.clone()).unwrap();
+        assert_eq!(spec.root().as_ref().unwrap().readonly(), Some(true));
+        let process = &config["process"];
+        assert_eq!((&process["args"], &process["terminal"]), (&json!(["/pause", "pause"]), &json!(false)));
+        assert_eq!(process["capabilities"]["bounding"], json!([]));
+        let text = config.to_string();
+        assert!(!text.contains("/bin/sh") && !text.contains("LD_PRELOAD") && !text.contains("hooks"), "{text}");
+        let program = config["mounts"].as_array().unwrap().last().unwrap();
+        assert_eq!((&program["source"], &program["options"][1]), (&json!("/init"), &json!("ro")));
+        assert_eq!(config["linux"]["sysctl"]["kernel.shmmax"], "1000000");
+
+        request
+            .OCI
+            .mut_or_insert_default()
+            .Linux
+            .mut_or_insert_default()
+            .Sysctl
+            .insert("kernel.core_pattern".into(), "|/x".into());
+        assert!(pause(&request, Path::new("/b/rootfs"), Path::new("/init"), pod()).is_err());
+    }
+
+    #[test]
     fn what_can_t_be_honoured_is_refused() {
         type Change = fn(&mut CreateContainerRequest);
-        let cases: [(&str, Change); 11] = [
-            ("namespace", |r| r.sandbox_pidns = true),
+        let cases: [(&str, Change); 10] = [
             ("devices", |r| r.devices.push(Device::default())),
             ("devices", |r| r.OCI.as_mut().unwrap().Linux.mut_or_insert_default().Devices.push(Default::default())),
             ("hooks", |r| r.OCI.as_mut().unwrap().Hooks.mut_or_insert_default().Prestart.push(Default::default())),

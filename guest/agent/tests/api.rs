@@ -170,7 +170,7 @@ async fn the_policy_comes_before_everything_else() {
 
     let guest =
         Guest::with_rules("CopyFileRequest := true\nWaitProcessRequest := true\nStartContainerRequest := true").await;
-    assert_eq!(refusal(guest.agent.copy_file(context::with_timeout(0), &copy).await).0, Code::UNIMPLEMENTED);
+    assert_eq!(refusal(guest.agent.copy_file(context::with_timeout(0), &copy).await).0, Code::INVALID_ARGUMENT);
     assert_eq!(refusal(guest.agent.wait_process(context::with_timeout(0), &wait).await).0, Code::INVALID_ARGUMENT);
     let start = StartContainerRequest { container_id: "c1".into(), ..Default::default() };
     assert_eq!(refusal(guest.agent.start_container(context::with_timeout(0), &start).await).0, Code::NOT_FOUND);

@@ -14,8 +14,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agent::{
-    Agent, AgentConfig, AgentEvent, HELPER_ARG, ImageError, ImageProcess, Images, Policy, PulledImage, ResolvedImage,
-    run_helper,
+    Agent, AgentConfig, AgentEvent, HELPER_ARG, ImageError, ImageProcess, Images, PAUSE_ARG, Policy, PulledImage,
+    ResolvedImage, run_helper, run_pause,
 };
 use async_trait::async_trait;
 use protobuf::MessageField;
@@ -30,6 +30,7 @@ fn main() -> ExitCode {
     let part = args.next().unwrap_or_default();
     match part.to_str() {
         Some(HELPER_ARG) => ExitCode::from(run_helper(args)),
+        Some(PAUSE_ARG) => ExitCode::from(run_pause()),
         Some(PROGRAM) => program(args.map(|arg| arg.into_string().unwrap()).collect()),
         Some(GUEST) => guest(),
         Some("--list") => ExitCode::SUCCESS,
@@ -65,6 +66,9 @@ fn guest() -> ExitCode {
             a_container_that_can_t_be_made_leaves_nothing().await;
             a_creation_that_its_caller_gave_up_leaves_nothing().await;
             a_pull_holds_up_nobody_else().await;
+            a_pod_shares_names_memory_and_processes().await;
+            what_the_host_copies_can_be_mounted_and_changed().await;
+            a_paused_container_does_nothing_until_it_goes_on().await;
         };
         tokio::time::timeout(DEADLINE, stories).await.expect("the stories end in time");
     });
@@ -111,6 +115,21 @@ fn program(args: Vec<String>) -> ExitCode {
             println!("size {}x{} after {}", size.ws_row, size.ws_col, line.trim());
             ExitCode::SUCCESS
         }
+        ["pod"] => {
+            for namespace in ["ipc", "uts", "pid"] {
+                println!("{namespace} {}", std::fs::read_link(format!("/proc/self/ns/{namespace}")).unwrap().display());
+            }
+            println!("first {}", std::fs::read_to_string("/proc/1/cmdline").unwrap().replace('\0', " "));
+            let note = Path::new("/dev/shm/note");
+            println!("note {}", std::fs::read_to_string(note).unwrap_or_default());
+            std::fs::write(note, "left by another").unwrap();
+            std::fs::write("/dev/termination-log", "why it ended").unwrap();
+            ExitCode::SUCCESS
+        }
+        ["read", path] => {
+            print!("{}", std::fs::read_to_string(path).unwrap());
+            ExitCode::SUCCESS
+        }
         ["stay"] => {
             println!("here");
             std::io::stdout().flush().unwrap();
@@ -129,7 +148,7 @@ async fn a_container_runs_what_its_image_says() {
     })
     .await
     .unwrap();
-    lab.expect(AgentEvent::ContainerCreated { id: "c1".into(), digest: DIGEST.into() }).await;
+    lab.expect(AgentEvent::ContainerCreated { id: "c1".into(), digest: Some(DIGEST.into()) }).await;
     let (code, _) = refusal(lab.create("c1", &[], |_| {}).await);
     assert_eq!(code, Code::ALREADY_EXISTS);
 
@@ -243,7 +262,8 @@ async fn a_container_that_can_t_be_made_leaves_nothing() {
     let (_, text) = refusal(lab.create("c1", &["/no/such/program"], |_| {}).await);
     assert!(text.contains("/no/such/program"), "{text}");
     lab.assert_clean("c1");
-    let (code, _) = refusal(lab.create("c1", &["/app"], |request| request.sandbox_pidns = true).await);
+    let (code, _) =
+        refusal(lab.create("c1", &["/app"], |request| request.shared_mounts.push(Default::default())).await);
     assert_eq!(code, Code::INVALID_ARGUMENT);
     lab.assert_clean("c1");
 
@@ -307,6 +327,162 @@ async fn a_pull_holds_up_nobody_else() {
     lab.end().await;
 }
 
+async fn a_pod_shares_names_memory_and_processes() {
+    let mut lab = Lab::start_with("g", |root, sandbox| {
+        sandbox.sandbox_pidns = true;
+        sandbox.storages.push(Storage {
+            driver: "ephemeral".into(),
+            source: "shm".into(),
+            fstype: "tmpfs".into(),
+            mount_point: root.join("sandbox/shm").to_str().unwrap().into(),
+            options: ["noexec", "nosuid", "nodev", "mode=1777", "size=1048576"].map(str::to_owned).to_vec(),
+            ..Default::default()
+        });
+    })
+    .await;
+
+    // Whatever the host would like the sandbox container to be, it is the guest's own.
+    let pause = |request: &mut CreateContainerRequest| {
+        let spec = request.OCI.mut_or_insert_default();
+        spec.Annotations.insert("io.katacontainers.pkg.oci.container_type".into(), "pod_sandbox".into());
+        spec.Mounts.push(oci::Mount { destination: "/proc".into(), source: "/".into(), ..Default::default() });
+    };
+    lab.create("pause", &["/bin/sh", "-c", "evil"], pause).await.unwrap();
+    lab.expect(AgentEvent::ContainerCreated { id: "pause".into(), digest: None }).await;
+    lab.start_container("pause").await.unwrap();
+
+    let with_shm = |request: &mut CreateContainerRequest| {
+        let source = lab.root.join("sandbox/shm").to_str().unwrap().into();
+        let options = vec!["rbind".into()];
+        let mount =
+            oci::Mount { destination: "/dev/shm".into(), source, type_: "bind".into(), options, ..Default::default() };
+        request.OCI.mut_or_insert_default().Mounts.push(mount);
+    };
+    let mut outputs = Vec::new();
+    for id in ["c1", "c2"] {
+        lab.create(id, &["/app", PROGRAM, "pod"], with_shm).await.unwrap();
+        lab.start_container(id).await.unwrap();
+        assert_eq!(lab.wait(id, "").await, 0);
+        outputs.push(lab.read_all(id, "").await);
+        let log = GetDiagnosticDataRequest {
+            log_type: "termination_log".into(),
+            container_id: id.into(),
+            ..Default::default()
+        };
+        assert_eq!(lab.agent.get_diagnostic_data(context::with_timeout(0), &log).await.unwrap().data, "why it ended");
+    }
+    let lines = |output: &str, names: &[&str]| -> Vec<String> {
+        output.lines().filter(|line| names.iter().any(|name| line.starts_with(name))).map(str::to_owned).collect()
+    };
+    let shared = lines(&outputs[0], &["ipc", "uts", "pid"]);
+    assert_eq!(shared.len(), 3);
+    assert_eq!(shared, lines(&outputs[1], &["ipc", "uts", "pid"]));
+    assert_eq!(lines(&outputs[1], &["first"]), [format!("first /pause {PAUSE_ARG} ")]);
+    assert_eq!(lines(&outputs[0], &["note"]), ["note "]);
+    assert_eq!(lines(&outputs[1], &["note"]), ["note left by another"]);
+
+    // A signal that a container's process doesn't handle ends that process, and the container's others with it.
+    lab.create("c3", &["/app", PROGRAM, "stay"], |_| {}).await.unwrap();
+    lab.start_container("c3").await.unwrap();
+    lab.exec("c3", "other", &["/app", PROGRAM, "stay"], false).await.unwrap();
+    lab.signal("c3", "", 15).await.unwrap();
+    assert_eq!((lab.wait("c3", "").await, lab.wait("c3", "other").await), (143, 137));
+
+    // The pod's processes end with the sandbox container, and a new one takes their place.
+    lab.create("c4", &["/app", PROGRAM, "stay"], |_| {}).await.unwrap();
+    lab.start_container("c4").await.unwrap();
+    lab.signal("pause", "", 15).await.unwrap();
+    assert_eq!((lab.wait("pause", "").await, lab.wait("c4", "").await), (0, 137));
+    lab.remove("pause", 5).await.unwrap();
+    lab.create("pause", &[], pause).await.unwrap();
+    lab.create("c5", &["/app", PROGRAM, "show"], |_| {}).await.unwrap();
+    lab.start_container("c5").await.unwrap();
+    assert_eq!(lab.wait("c5", "").await, 7);
+    lab.end().await;
+}
+
+async fn what_the_host_copies_can_be_mounted_and_changed() {
+    let lab = Lab::start("h").await;
+    lab.copy("c1-config/..v1/key", 0o100_644, b"old").await;
+    lab.copy("c1-config/..data", 0o120_777, b"..v1").await;
+    lab.copy("c1-config/key", 0o120_777, b"..data/key").await;
+    lab.copy("c1-hosts", 0o100_644, b"10.0.0.7 friend").await;
+    let copies = lab.root.join("shared/containers");
+    let with_copies = |request: &mut CreateContainerRequest| {
+        for (destination, name) in [("/etc/config", "c1-config"), ("/etc/hosts", "c1-hosts")] {
+            request.OCI.mut_or_insert_default().Mounts.push(oci::Mount {
+                destination: destination.into(),
+                source: copies.join(name).to_str().unwrap().into(),
+                type_: "bind".into(),
+                options: ["rbind", "rprivate", "ro"].map(str::to_owned).to_vec(),
+                ..Default::default()
+            });
+        }
+    };
+    lab.create("c1", &["/app", PROGRAM, "stay"], with_copies).await.unwrap();
+    lab.start_container("c1").await.unwrap();
+    let read = async |exec: &str, path: &str| {
+        lab.exec("c1", exec, &["/app", PROGRAM, "read", path], false).await.unwrap();
+        lab.read_all("c1", exec).await
+    };
+    assert_eq!(read("e1", "/etc/config/key").await, "old");
+    assert_eq!(read("e2", "/etc/hosts").await, "10.0.0.7 friend");
+
+    // As Kubernetes updates a volume, and a part at a time.
+    let part = async |offset: usize, data: &[u8]| lab.part("c1-config/..v2/key", 0o100_644, 5, offset, data).await;
+    tokio::join!(part(3, b"er"), part(0, b"new"));
+    lab.copy("c1-config/..data", 0o120_777, b"..v2").await;
+    assert_eq!(read("e3", "/etc/config/key").await, "newer");
+
+    lab.remove("c1", 5).await.unwrap();
+    assert!(std::fs::read_dir(&copies).unwrap().next().is_none(), "copies are left");
+    // What was copied for a container that can't be made goes with it.
+    lab.copy("c2-hosts", 0o100_644, b"x").await;
+    let with_hosts = |request: &mut CreateContainerRequest| {
+        request.OCI.mut_or_insert_default().Mounts.push(oci::Mount {
+            destination: "/etc/hosts".into(),
+            source: copies.join("c2-hosts").to_str().unwrap().into(),
+            options: vec!["bind".into()],
+            ..Default::default()
+        });
+    };
+    assert!(lab.create("c2", &["/no/such/program"], with_hosts).await.is_err());
+    assert!(!copies.join("c2-hosts").exists());
+    lab.end().await;
+}
+
+async fn a_paused_container_does_nothing_until_it_goes_on() {
+    let lab = Lab::start("i").await;
+    lab.create("c1", &["/app", PROGRAM, "copy"], |_| {}).await.unwrap();
+    lab.start_container("c1").await.unwrap();
+    let request = PauseContainerRequest { container_id: "c1".into(), ..Default::default() };
+    lab.agent.pause_container(context::with_timeout(0), &request).await.unwrap();
+    lab.write("c1", "", b"hello").await;
+    let close = CloseStdinRequest { container_id: "c1".into(), ..Default::default() };
+    lab.agent.close_stdin(context::with_timeout(0), &close).await.unwrap();
+    let frozen = std::fs::read_to_string("/sys/fs/cgroup/containers/c1/cgroup.events").unwrap();
+    assert!(frozen.contains("frozen 1"), "{frozen}");
+
+    let stats = StatsContainerRequest { container_id: "c1".into(), ..Default::default() };
+    let stats = lab.agent.stats_container(context::with_timeout(0), &stats).await.unwrap();
+    assert!(stats.cgroup_stats.cpu_stats.cpu_usage.total_usage > 0, "{stats:?}");
+    assert!(stats.network_stats.iter().any(|interface| interface.name == "lo"));
+
+    let request = ResumeContainerRequest { container_id: "c1".into(), ..Default::default() };
+    lab.agent.resume_container(context::with_timeout(0), &request).await.unwrap();
+    assert_eq!(lab.read_all("c1", "").await, "hello");
+    assert_eq!(lab.wait("c1", "").await, 0);
+
+    // A paused container can be killed and removed.
+    lab.create("c2", &["/app", PROGRAM, "stay"], |_| {}).await.unwrap();
+    lab.start_container("c2").await.unwrap();
+    let request = PauseContainerRequest { container_id: "c2".into(), ..Default::default() };
+    lab.agent.pause_container(context::with_timeout(0), &request).await.unwrap();
+    lab.signal("c2", "", 9).await.unwrap();
+    assert_eq!(lab.wait("c2", "").await, 137);
+    lab.end().await;
+}
+
 /// An image with this program in it. The pull for the container `slow` waits until it is told to proceed.
 #[derive(Default)]
 struct SelfImage {
@@ -353,6 +529,10 @@ struct Lab {
 
 impl Lab {
     async fn start(name: &str) -> Self {
+        Self::start_with(name, |_, _| {}).await
+    }
+
+    async fn start_with(name: &str, change: impl FnOnce(&Path, &mut CreateSandboxRequest)) -> Self {
         println!("containers: story {name}");
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path().join("root");
@@ -370,6 +550,11 @@ impl Lab {
             "WriteStream",
             "CloseStdin",
             "TtyWinResize",
+            "CopyFile",
+            "StatsContainer",
+            "PauseContainer",
+            "ResumeContainer",
+            "GetDiagnosticData",
         ]
         .map(|rule| format!("{rule}Request := true\n"));
         let agent = Arc::new(
@@ -393,8 +578,9 @@ impl Lab {
         });
         assert_eq!(events.recv().await.unwrap(), AgentEvent::Listening);
         let agent = AgentServiceClient::new(ttrpc::r#async::Client::connect(&address).await.unwrap());
-        let sandbox =
+        let mut sandbox =
             CreateSandboxRequest { hostname: "pod-1".into(), dns: vec!["10.0.0.10".into()], ..Default::default() };
+        change(&root, &mut sandbox);
         agent.create_sandbox(context::with_timeout(0), &sandbox).await.unwrap();
         Self { _folder: folder, root, images, agent, events }
     }
@@ -455,6 +641,23 @@ impl Lab {
     async fn wait(&self, id: &str, exec: &str) -> i32 {
         let request = WaitProcessRequest { container_id: id.into(), exec_id: exec.into(), ..Default::default() };
         self.agent.wait_process(context::with_timeout(0), &request).await.unwrap().status
+    }
+
+    async fn copy(&self, path: &str, mode: u32, data: &[u8]) {
+        self.part(path, mode, data.len(), 0, data).await;
+    }
+
+    async fn part(&self, path: &str, mode: u32, size: usize, offset: usize, data: &[u8]) {
+        let request = CopyFileRequest {
+            path: self.root.join("shared/containers").join(path).to_str().unwrap().into(),
+            file_mode: mode,
+            dir_mode: 0o755,
+            file_size: size.try_into().unwrap(),
+            offset: offset.try_into().unwrap(),
+            data: data.into(),
+            ..Default::default()
+        };
+        self.agent.copy_file(context::with_timeout(0), &request).await.unwrap();
     }
 
     async fn write(&self, id: &str, exec: &str, data: &[u8]) {

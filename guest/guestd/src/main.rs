@@ -22,10 +22,12 @@ use programs::Program;
 use wire::milestone::Milestone;
 
 fn main() -> ExitCode {
-    // A container is made by this program again, before it has any thread.
+    // A container is made by this program again, before it has any thread; and it is the pod's sandbox container.
     let mut arguments = std::env::args_os();
-    if arguments.by_ref().nth(1).is_some_and(|argument| argument == agent::HELPER_ARG) {
-        return agent::run_helper(arguments).into();
+    match arguments.by_ref().nth(1) {
+        Some(argument) if argument == agent::HELPER_ARG => return agent::run_helper(arguments).into(),
+        Some(argument) if argument == agent::PAUSE_ARG => return agent::run_pause().into(),
+        _ => {}
     }
     // The kernel hands words of its command line to the first process: the host would choose its role.
     if std::process::id() != 1 {

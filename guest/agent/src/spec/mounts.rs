@@ -5,49 +5,44 @@ use std::path::{Component, Path, PathBuf};
 use serde_json::{Value, json};
 use wire_ttrpc::oci;
 
-use super::Error;
+use super::{Error, Pod};
 
 /// A container's mounts, in the order in which they are made.
 ///
-/// `files` are the files that the agent writes for the container, as pairs of destination and source. `shared` are the
-/// pod's volumes: a bind mount of the host's asking has one of them as its source, and as a whole, since what is in
-/// a volume can be changed by containers between a check and the mount.
+/// A bind mount of the host's asking has a volume of the pod as its source, or what the host has copied into the guest,
+/// and as a whole: what is inside can be changed by containers between a check and the mount.
 ///
 /// # Errors
 /// [`Error::Mount`] for a mount that is neither known nor harmless.
-pub(super) fn build(
-    requested: &[oci::Mount],
-    files: &[(&str, PathBuf)],
-    shared: &[PathBuf],
-) -> Result<Vec<Value>, Error> {
+pub(super) fn build(requested: &[oci::Mount], pod: &Pod<'_>) -> Result<Vec<Value>, Error> {
     let mut mounts: Vec<Value> = SYSTEM
         .iter()
         .map(|(destination, kind, source, options)| {
             json!({"destination": destination, "type": kind, "source": source, "options": options})
         })
         .collect();
-    mounts.extend(files.iter().map(|(destination, source)| bind(destination, source, &FILE_OPTIONS)));
+    mounts.extend(pod.files.iter().map(|(destination, source)| bind(destination, source, &FILE_OPTIONS)));
     for mount in requested {
         let refuse = |reason: &'static str| Error::Mount { destination: shown(&mount.destination), reason };
         let destination =
             plain(&mount.destination).ok_or_else(|| refuse("its destination is not a plain absolute path"))?;
         let shared_memory = destination == Path::new("/dev/shm");
-        let known = SYSTEM.iter().any(|(system, ..)| Path::new(system) == destination)
-            || files.iter().any(|(file, _)| Path::new(file) == destination);
+        let is_file = pod.files.iter().any(|(file, _)| Path::new(file) == destination);
+        let is_system = SYSTEM.iter().any(|(system, ..)| Path::new(system) == destination);
         let is_bind = mount.options.iter().any(|option| matches!(option.as_str(), "bind" | "rbind"));
+        let source = is_bind.then(|| source(&mount.source, pod)).flatten();
 
-        if is_bind && (shared_memory || !known) {
-            let source = Path::new(&mount.source);
-            let source = shared.iter().find(|volume| *volume == source);
-            let source = source.ok_or_else(|| refuse("its source is not a volume of the pod"))?;
-            if !shared_memory && SYSTEM_FOLDERS.iter().any(|folder| destination.starts_with(folder)) {
+        if is_bind && (shared_memory || !(is_system || is_file && source.is_none())) {
+            let source = source.ok_or_else(|| refuse("its source is neither a volume of the pod nor a copied file"))?;
+            if !shared_memory && !is_file && SYSTEM_FOLDERS.iter().any(|folder| destination.starts_with(folder)) {
                 return Err(refuse("nothing of the host's asking is mounted over system folders"));
             }
-            mounts.retain(|made| !shared_memory || made["destination"] != "/dev/shm");
+            // In the place of ours.
+            mounts.retain(|made| made["destination"] != mount.destination.as_str());
             let options =
                 bind_options(&mount.options).ok_or_else(|| refuse("it has an option that is not supported"))?;
-            mounts.push(bind(&mount.destination, source, &options));
-        } else if known {
+            mounts.push(bind(&mount.destination, &source, &options));
+        } else if is_system || is_file {
             // The system's file systems are always mounted our way, whatever options the host would like.
         } else if mount.type_ == "tmpfs" {
             if SYSTEM_FOLDERS.iter().any(|folder| destination.starts_with(folder)) || destination == Path::new("/") {
@@ -63,6 +58,19 @@ pub(super) fn build(
         }
     }
     Ok(mounts)
+}
+
+/// The source of a bind mount: a volume, or a copied file or folder.
+fn source(path: &str, pod: &Pod<'_>) -> Option<PathBuf> {
+    let path = plain(path)?;
+    if pod.volumes.contains(&path) {
+        return Some(path);
+    }
+    let holds_a_volume = pod.volumes.iter().any(|volume| volume.starts_with(&path));
+    let copied = path.parent() == Some(pod.copies) && !holds_a_volume;
+    // Only the agent makes what lies directly in this folder, and it makes no links there.
+    let is_link = || path.symlink_metadata().map_or(true, |it| it.is_symlink());
+    (copied && !is_link()).then_some(path)
 }
 
 fn bind(destination: &str, source: &Path, options: &[impl AsRef<str>]) -> Value {
@@ -142,6 +150,10 @@ mod tests {
         mounts.iter().filter(|mount| mount["destination"] == destination).collect()
     }
 
+    fn pod<'a>(files: &'a [(&'static str, PathBuf)], volumes: &'a [PathBuf], copies: &'a Path) -> Pod<'a> {
+        Pod { hostname: "pod", files, volumes, copies, namespaces: Value::Null }
+    }
+
     #[test]
     fn the_system_s_mounts_are_ours_whatever_is_asked() {
         let asked = [
@@ -149,7 +161,7 @@ mod tests {
             mount("/sys", "sysfs", "sysfs", &["rw"]),
             mount("/etc/hosts", "bind", "/etc/shadow", &["bind"]),
         ];
-        let mounts = build(&asked, &[("/etc/hosts", "/b/hosts".into())], &[]).unwrap();
+        let mounts = build(&asked, &pod(&[("/etc/hosts", "/b/hosts".into())], &[], Path::new("/copies"))).unwrap();
         assert_eq!(at(&mounts, "/sys")[0]["options"], json!(["nosuid", "noexec", "nodev", "ro"]));
         assert_eq!(at(&mounts, "/etc/hosts").len(), 1);
         assert_eq!(at(&mounts, "/etc/hosts")[0]["source"], "/b/hosts");
@@ -163,11 +175,43 @@ mod tests {
             mount("/dev/shm", "bind", "/root/sandbox/shm", &["rbind"]),
             mount("/tmp", "tmpfs", "tmpfs", &["size=64m", "mode=1777"]),
         ];
-        let mounts = build(&asked, &[], &shared).unwrap();
+        let mounts = build(&asked, &pod(&[], &shared, Path::new("/copies"))).unwrap();
         assert_eq!(at(&mounts, "/cache")[0]["options"], json!(["rbind", "ro", "nosuid", "nodev"]));
         assert_eq!(at(&mounts, "/dev/shm").len(), 1);
         assert_eq!(at(&mounts, "/dev/shm")[0]["type"], "bind");
         assert_eq!(at(&mounts, "/tmp")[0]["type"], "tmpfs");
+    }
+
+    #[test]
+    fn what_the_host_has_copied_may_be_mounted_as_a_whole() {
+        let root = tempfile::tempdir().unwrap();
+        let copies = root.path().join("copies");
+        std::fs::create_dir_all(copies.join("c1-config/inner")).unwrap();
+        std::fs::create_dir_all(copies.join("passthrough/cache")).unwrap();
+        std::fs::write(copies.join("c1-hosts"), "").unwrap();
+        std::os::unix::fs::symlink("/etc", copies.join("c1-link")).unwrap();
+        let at_copy = |name: &str| copies.join(name).to_str().unwrap().to_owned();
+        let volumes = [copies.join("passthrough/cache")];
+        let files = [("/etc/hosts", "/b/hosts".into()), ("/dev/termination-log", "/b/log".into())];
+        let pod = pod(&files, &volumes, &copies);
+
+        let asked = [
+            mount("/etc/config", "bind", &at_copy("c1-config"), &["rbind", "rprivate", "ro"]),
+            mount("/etc/hosts", "bind", &at_copy("c1-hosts"), &["rbind"]),
+            mount("/dev/termination-log", "bind", &at_copy("c1-hosts"), &["rbind"]),
+        ];
+        let mounts = build(&asked, &pod).unwrap();
+        let options = json!(["rbind", "rprivate", "ro", "nosuid", "nodev"]);
+        assert_eq!(at(&mounts, "/etc/config")[0]["options"], options);
+        for file in ["/etc/hosts", "/dev/termination-log"] {
+            assert_eq!(at(&mounts, file).len(), 1);
+            assert_eq!(at(&mounts, file)[0]["source"], json!(at_copy("c1-hosts")));
+        }
+        for refused in ["c1-config/inner", "c1-link", "c1-link/x", "none", "passthrough", "../copies/c1-config", ""] {
+            let asked = mount("/x", "bind", &at_copy(refused), &["rbind"]);
+            assert!(build(std::slice::from_ref(&asked), &pod).is_err(), "{refused}");
+        }
+        assert!(build(&[mount("/proc/x", "bind", &at_copy("c1-config"), &["rbind"])], &pod).is_err());
     }
 
     #[test]
@@ -193,10 +237,9 @@ mod tests {
             mount("/a/./x", "tmpfs", "tmpfs", &[]),
             mount("", "tmpfs", "tmpfs", &[]),
         ] {
-            assert!(
-                matches!(build(std::slice::from_ref(&asked), &[], &[volume.into()]), Err(Error::Mount { .. })),
-                "{asked:?}"
-            );
+            let volumes = [volume.into()];
+            let built = build(std::slice::from_ref(&asked), &pod(&[], &volumes, Path::new("/copies")));
+            assert!(matches!(built, Err(Error::Mount { .. })), "{asked:?}");
         }
     }
 }

@@ -1,0 +1,249 @@
+//! How a container comes to be, step by step, and how every step is undone where one fails.
+
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures::FutureExt;
+use serde_json::json;
+use tokio::sync::oneshot;
+use wire_ttrpc::agent::CreateContainerRequest;
+
+use crate::agent::{Agent, AgentEvent};
+use crate::container::{Container, Home};
+use crate::fault::Fault;
+use crate::id::Id;
+use crate::images::ResolvedImage;
+use crate::request::Gated;
+use crate::spec::{self, Pod};
+use crate::volumes::Added;
+use crate::{pause, secrets};
+
+/// What a container's root file system is.
+enum Root {
+    /// An image that the policy allows. What is pulled is the digest that was decided on.
+    Image(ResolvedImage),
+    /// The guest's own: the container is the pod's sandbox container.
+    Pause,
+}
+
+impl Agent {
+    /// Makes a container. Where that fails, nothing is left of it, nor of what the host has copied for it.
+    pub(crate) async fn create_container(self: &Arc<Self>, request: CreateContainerRequest) -> Result<(), Fault> {
+        self.note_request();
+        if !self.policy.mentions(CreateContainerRequest::NAME) {
+            // No digest could change the answer, so no registry has to be asked.
+            return self.decide(CreateContainerRequest::NAME, serde_json::Value::Null);
+        }
+        let id = Id::parse(&request.container_id)?;
+        let copies = self.copies_for(&request);
+        let result = self.create(&id, request).await;
+        if result.is_err() && !self.containers.has(&id) {
+            self.copies.remove(&copies);
+        }
+        result
+    }
+
+    async fn create(self: &Arc<Self>, id: &Id, request: CreateContainerRequest) -> Result<(), Fault> {
+        if !request.exec_id.is_empty() {
+            Id::parse(&request.exec_id)?;
+        }
+        let mut input = request.input();
+        let root = if pause::is_asked_for(&request) {
+            self.expect_sandbox()?;
+            input["images"] = json!({});
+            Root::Pause
+        } else {
+            let reference = spec::image(&request, &self.root)?;
+            // Before any look-up: with the sandbox comes the resolver.
+            self.expect_sandbox()?;
+            self.drivers().await;
+            let image = self.images.resolve(&reference).await?;
+            if !is_digest(&image.digest) {
+                return Err(Fault::Digest(reference, image.digest));
+            }
+            input["images"] = json!({ reference: image.digest });
+            Root::Image(image)
+        };
+        input["guest_pause"] = json!(matches!(root, Root::Pause));
+        self.decide(CreateContainerRequest::NAME, input)?;
+
+        let give_up = self.containers.reserve(id)?;
+        // The work goes on in a task of its own, so that it is undone even where the caller has given up on it.
+        let (caller, gone) = oneshot::channel::<()>();
+        let agent = Arc::clone(self);
+        let abandoned = async move {
+            tokio::select! {
+                _ = gone => {}
+                () = give_up.notified() => {}
+            }
+        };
+        let id = id.clone();
+        let task = tokio::spawn(async move { agent.build(id, request, root, abandoned).await });
+        let result = task.await;
+        drop(caller);
+        result?
+    }
+
+    /// What the host has copied for the container that it asks for.
+    fn copies_for(&self, request: &CreateContainerRequest) -> Vec<PathBuf> {
+        let sources = request.OCI.Mounts.iter().map(|mount| mount.source.as_str());
+        self.copies.of(&request.container_id, sources)
+    }
+
+    async fn build(
+        self: Arc<Self>,
+        id: Id,
+        request: CreateContainerRequest,
+        root: Root,
+        abandoned: impl Future<Output = ()> + Send,
+    ) -> Result<(), Fault> {
+        let home = match Home::make(&id, &self.root, &self.helper, matches!(root, Root::Pause)) {
+            Ok(home) => home,
+            Err(fault) => {
+                self.containers.settle(&id, None);
+                return Err(fault);
+            }
+        };
+        let mut volumes = Added::default();
+        let mut abandoned = std::pin::pin!(abandoned);
+        let mut result = self.assemble(&home, &request, &root, &mut volumes, abandoned.as_mut()).await;
+        // Making the container can't be interrupted, but it can be undone.
+        if result.is_ok() && abandoned.now_or_never().is_some() {
+            result = Err(Fault::Abandoned);
+        }
+        match result {
+            Ok(container) => {
+                self.volumes.keep(volumes);
+                let container = Arc::new(container);
+                self.watch(&id, &container);
+                self.containers.settle(&id, Some(container));
+                let digest = match root {
+                    Root::Image(image) => Some(image.digest),
+                    Root::Pause => None,
+                };
+                self.announce(AgentEvent::ContainerCreated { id: id.to_string(), digest });
+                Ok(())
+            }
+            Err(fault) => {
+                home.clear(self.images.as_ref()).await;
+                self.volumes.give_up(volumes);
+                self.containers.settle(&id, None);
+                Err(fault)
+            }
+        }
+    }
+
+    async fn assemble(
+        &self,
+        home: &Home,
+        request: &CreateContainerRequest,
+        root: &Root,
+        volumes: &mut Added,
+        mut abandoned: Pin<&mut impl Future<Output = ()>>,
+    ) -> Result<Container, Fault> {
+        let image = match root {
+            Root::Pause => None,
+            Root::Image(image) => {
+                let pulled = tokio::select! {
+                    pulled = self.images.pull(image, home.bundle()) => pulled?,
+                    () = abandoned.as_mut() => return Err(Fault::Abandoned),
+                };
+                if pulled.digest != image.digest {
+                    return Err(Fault::Digest(image.reference.clone(), pulled.digest));
+                }
+                Some(pulled)
+            }
+        };
+        let opened;
+        let request = if image.is_some() {
+            // Only here, after the decision: what the policy and its log see is what the host sent.
+            opened = tokio::select! {
+                opened = secrets::opened(request.clone(), self.secrets.as_deref()) => opened?,
+                () = abandoned => return Err(Fault::Abandoned),
+            };
+            let storages: Vec<_> =
+                request.storages.iter().filter(|storage| storage.driver != spec::GUEST_PULL).cloned().collect();
+            *volumes = self.volumes.add(&storages).await?;
+            &opened
+        } else {
+            request
+        };
+        let shared = self.volumes.paths();
+        let (hostname, files, namespaces) = {
+            let mut sandbox = self.sandbox();
+            let sandbox = sandbox.as_mut().ok_or_else(|| Fault::State("the sandbox is gone".to_owned()))?;
+            let files = match image {
+                Some(_) => sandbox.write_files(home.bundle()),
+                None => Ok(Vec::new()),
+            };
+            let files = files.map_err(|e| Fault::Io("container's files can't be written", e))?;
+            // The sandbox container has processes of its own, which the others then share.
+            let shares_pids = image.is_some() && (sandbox.shares_pids() || request.sandbox_pidns);
+            let namespaces = sandbox.namespaces().map_err(|e| Fault::Io("pod's namespaces can't be made", e))?;
+            let namespaces = namespaces.of_a_container(shares_pids);
+            (sandbox.hostname().to_owned(), files, namespaces)
+        };
+        let pod =
+            Pod { hostname: &hostname, files: &files, volumes: &shared, copies: self.copies.folder(), namespaces };
+        let config = match &image {
+            Some(image) => spec::build(request, image, pod)?,
+            None => {
+                let program = self.helper.program.canonicalize();
+                let program = program.map_err(|e| Fault::Io("the guest's own program can't be found", e))?;
+                spec::pause(request, &home.rootfs(), &program, pod)?
+            }
+        };
+        write_config(home.bundle(), &config)?;
+        let terminal = config["process"]["terminal"] == true;
+        let log = spec::termination_log(request, &config);
+        let container =
+            Container::create(home.clone(), &request.exec_id, terminal, log, self.copies_for(request)).await?;
+        self.share_pids(&container, request)?;
+        Ok(container)
+    }
+
+    /// Lets the pod's later containers have the processes of this one, if they share them and have no others yet.
+    fn share_pids(&self, container: &Container, request: &CreateContainerRequest) -> Result<(), Fault> {
+        let mut sandbox = self.sandbox();
+        let Some(sandbox) = sandbox.as_mut() else { return Ok(()) };
+        if !sandbox.shares_pids() && !request.sandbox_pidns {
+            return Ok(());
+        }
+        let is_pause = pause::is_asked_for(request);
+        let mut share = || -> std::io::Result<()> {
+            let namespaces = sandbox.namespaces()?;
+            if is_pause || !namespaces.has_pids() {
+                namespaces.share_pids_of(container.init().pid())?;
+            }
+            Ok(())
+        };
+        share().map_err(|e| Fault::Io("pod's process namespace can't be kept", e))
+    }
+
+    fn watch(self: &Arc<Self>, id: &Id, container: &Arc<Container>) {
+        self.oom.watch(id.to_string(), Arc::clone(container));
+        let (agent, container, id) = (Arc::downgrade(self), Arc::clone(container), id.to_string());
+        tokio::spawn(async move {
+            let status = container.init().ended().await;
+            // In a process namespace that the pod shares, nobody else ends what the first process leaves behind.
+            if let Err(error) = container.cgroup().kill() {
+                tracing::warn!(container = id, %error, "the container's other processes can't be killed");
+            }
+            if let Some(agent) = agent.upgrade() {
+                agent.announce(AgentEvent::ContainerEnded { id, status });
+            }
+        });
+    }
+}
+
+fn write_config(bundle: &Path, config: &serde_json::Value) -> Result<(), Fault> {
+    std::fs::write(bundle.join("config.json"), config.to_string())
+        .map_err(|e| Fault::Io("container's configuration can't be written", e))
+}
+
+/// `sha256:` and 64 hexadecimal digits.
+fn is_digest(text: &str) -> bool {
+    let digits = text.strip_prefix("sha256:").unwrap_or_default();
+    digits.len() == 64 && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
