@@ -13,8 +13,6 @@ mod sessions;
 mod settings;
 mod wrapping;
 
-use std::sync::Mutex;
-
 pub use error::Error;
 pub use master_key::MASTER_KEY_LEN;
 pub use objects::MAX_OBJECT;
@@ -26,8 +24,6 @@ pub use wrapping::{MAX_WRAPPED, RsaMechanism};
 /// A token that this process is logged in to. It logs in again when the token or the way to it was lost for a while.
 pub struct Hsm {
     sessions: Sessions,
-    /// Held while something is looked for and made if it is absent.
-    making: Mutex<()>,
 }
 
 impl Hsm {
@@ -36,6 +32,6 @@ impl Hsm {
     /// # Errors
     /// [`Error::Module`], [`Error::NoToken`], [`Error::PinFile`], [`Error::PinRefused`], [`Error::Failed`].
     pub fn open(settings: HsmSettings) -> Result<Self, Error> {
-        Ok(Self { sessions: Sessions::open(settings)?, making: Mutex::new(()) })
+        Ok(Self { sessions: Sessions::open(settings)? })
     }
 }

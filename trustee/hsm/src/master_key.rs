@@ -7,7 +7,6 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
-use std::sync::PoisonError;
 
 use cryptoki::context::Function;
 use cryptoki::error::Error as Cause;
@@ -51,8 +50,7 @@ impl Hsm {
     /// [`Error::Busy`], [`Error::Failed`].
     pub fn wrap_master_key(&self, label: &str, key: &[u8; MASTER_KEY_LEN]) -> Result<Vec<u8>, Error> {
         let nonce = self.random(NONCE as u32)?;
-        let _making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
-        self.sessions.with(|session| {
+        self.sessions.alone(|session| {
             let sealing = match sealing_keys(session, label)?.first() {
                 Some(&found) => found,
                 None => make_sealing_key(session, label)?,

@@ -1,7 +1,5 @@
 //! Secrets that lie in the token as objects, found by their labels.
 
-use std::sync::PoisonError;
-
 use cryptoki::error::{Error as Cause, RvError};
 use cryptoki::object::{Attribute, AttributeInfo, AttributeType, KeyType, ObjectClass};
 use cryptoki::session::Session;
@@ -43,8 +41,7 @@ impl Hsm {
             return Err(Error::TooLarge { what: "the secret", size: value.len(), limit: MAX_OBJECT });
         }
         // Two writers at once would leave both values there.
-        let _making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
-        self.sessions.with(|session| write(session, label, value))
+        self.sessions.alone(|session| write(session, label, value))
     }
 }
 

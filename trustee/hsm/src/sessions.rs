@@ -1,6 +1,6 @@
 //! Sessions with a token: a few side by side, one login for all of them, and a new login after a loss.
 
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Function, Pkcs11};
@@ -19,6 +19,8 @@ pub(crate) struct Sessions {
     settings: HsmSettings,
     state: Mutex<State>,
     returned: Condvar,
+    /// Held alone by whoever makes objects.
+    making: RwLock<()>,
 }
 
 #[derive(Default)]
@@ -43,13 +45,27 @@ impl Sessions {
     pub fn open(settings: HsmSettings) -> Result<Self, Error> {
         let failed = |source| Error::Module { path: settings.module.clone(), source };
         let module = Pkcs11::new(&settings.module).map_err(failed)?;
-        let sessions = Self { module, settings, state: Mutex::default(), returned: Condvar::new() };
+        let sessions =
+            Self { module, settings, state: Mutex::default(), returned: Condvar::new(), making: RwLock::default() };
         sessions.connect(&mut sessions.lock())?;
         Ok(sessions)
     }
 
     /// Does some work in a session. If the session turns out to be lost, logs in and does it once more.
     pub fn with<T>(&self, work: impl Fn(&Session) -> Result<T, Error>) -> Result<T, Error> {
+        let _others = self.making.read().unwrap_or_else(PoisonError::into_inner);
+        self.twice(work)
+    }
+
+    /// The same for work that makes objects, while no other work is done.
+    ///
+    /// SoftHSM fails the creation of an object that somebody looks at before it is whole.
+    pub fn alone<T>(&self, work: impl Fn(&Session) -> Result<T, Error>) -> Result<T, Error> {
+        let _alone = self.making.write().unwrap_or_else(PoisonError::into_inner);
+        self.twice(work)
+    }
+
+    fn twice<T>(&self, work: impl Fn(&Session) -> Result<T, Error>) -> Result<T, Error> {
         match self.once(&work) {
             Err(e) if e.is_lost() => {
                 tracing::warn!("logging in to the token again: {e}");
