@@ -5,6 +5,8 @@ use std::fmt;
 use oci_spec::distribution::Reference;
 use serde::Deserialize;
 
+use crate::reference::parse_reference;
+
 /// How the signed name must relate to the name that was asked for.
 ///
 /// Source: containers-policy.json(5), "signedIdentity".
@@ -59,7 +61,7 @@ impl Name {
     /// # Errors
     /// Says what is wrong with it.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
-        let reference = Reference::try_from(text).map_err(|e| format!("{text:?} is not an image's name: {e}"))?;
+        let reference = parse_reference(text).map_err(|e| format!("{text:?} is not an image's name: {e}"))?;
         let untagged = text.split('@').next().unwrap_or_default();
         let tagged = untagged.rsplit('/').next().is_some_and(|last| last.contains(':'));
         Ok(Self { tag: reference.tag().filter(|_| tagged).map(str::to_owned), ..Self::of(&reference) })

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use image_policy::parse_reference;
 use oci_spec::distribution::Reference;
 use oci_spec::image::{Descriptor, Digest, ImageConfiguration, ImageIndex, ImageManifest};
 use serde::Deserialize;
@@ -43,10 +44,9 @@ pub(crate) struct LayerPlan {
 
 impl Resolved {
     pub(crate) async fn resolve(session: Arc<Session>, reference: &str) -> Result<Self, Error> {
-        let name: Reference = reference
-            .parse()
-            .map_err(|e| Error::Reference { reference: reference.to_owned(), cause: format!("{e}") })?;
-        // The parser lets digests pass that no bytes can have.
+        let name = parse_reference(reference)
+            .map_err(|e| Error::Reference { reference: reference.to_owned(), cause: e.to_owned() })?;
+        // Digits in capitals are another digest, which no bytes have.
         name.digest()
             .map_or(Ok(()), |digest| digest.parse::<Digest>().map(drop))
             .map_err(|e| Error::Reference { reference: name.whole(), cause: format!("{e}") })?;

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use image_policy::parse_reference;
 use oci_spec::distribution::Reference;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -178,7 +179,7 @@ impl Prefix {
 fn renamed(text: &str, original: &Reference) -> Result<Reference, String> {
     let (host, path) = text.split_once('/').ok_or("it has no repository")?;
     let versioned = path.rsplit('/').next().is_some_and(|last| last.contains([':', '@']));
-    let parsed: Reference = text.parse().map_err(|e| format!("{e}"))?;
+    let parsed = parse_reference(text)?;
     if parsed.registry() != host && !(parsed.registry() == DOCKER_HUB && host == "index.docker.io") {
         return Err(format!("{host:?} is not the name of a registry"));
     }
