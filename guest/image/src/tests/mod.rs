@@ -1,8 +1,10 @@
 //! Tests of the whole way from a registry to unpacked layers, and what they share.
 
 mod attacks;
+mod encrypted;
 mod erofs;
 mod faults;
+mod formats;
 mod layers;
 mod proxy_double;
 mod registry_double;
