@@ -73,7 +73,7 @@ fn cdh_toml(registry: &Registry) -> String {
 /// # Panics
 /// If the example is not there.
 pub fn agent_policy(image: &str) -> String {
-    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/policies/one-image-with-logs.rego");
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/policies/exec-and-logs.rego");
     let (_, digest) = image.split_once('@').unwrap();
     std::fs::read_to_string(example).unwrap().replace("sha256:REPLACE_WITH_THE_DIGEST_OF_YOUR_IMAGE", digest)
 }

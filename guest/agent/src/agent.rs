@@ -10,6 +10,7 @@ use wire_ttrpc::agent::{CopyFileRequest, CreateSandboxRequest};
 use crate::container::Container;
 use crate::containers::Containers;
 use crate::copy::Copies;
+use crate::disks::Disks;
 use crate::fault::Fault;
 use crate::helper::Helper;
 use crate::id::Id;
@@ -29,6 +30,8 @@ pub struct AgentConfig {
     pub images: Arc<dyn Images>,
     /// Who opens sealed secrets in environments; without, such an environment is refused.
     pub secrets: Option<Arc<dyn Secrets>>,
+    /// Who encrypts disks; without, a volume on an encrypted disk is refused.
+    pub disks: Option<Arc<dyn Disks>>,
     /// The binary that calls [`crate::run_helper`]. Containers' processes start as it: its mount should be read-only.
     pub helper: PathBuf,
     /// The folder for bundles and shared folders: `/run/kata-containers`.
@@ -82,6 +85,7 @@ pub struct Agent {
     pub(crate) version: String,
     pub(crate) images: Arc<dyn Images>,
     pub(crate) secrets: Option<Arc<dyn Secrets>>,
+    pub(crate) disks: Option<Arc<dyn Disks>>,
     pub(crate) helper: Helper,
     pub(crate) root: PathBuf,
     pub(crate) containers: Containers,
@@ -101,7 +105,7 @@ impl Agent {
     /// # Errors
     /// [`Error::Root`] where the folder can't be made.
     pub fn new(config: AgentConfig) -> Result<Self, Error> {
-        let AgentConfig { policy, images, secrets, helper, root, resolv_conf, drivers, version } = config;
+        let AgentConfig { policy, images, secrets, disks, helper, root, resolv_conf, drivers, version } = config;
         std::fs::create_dir_all(&root).map_err(Error::Root)?;
         let helper = Helper { program: helper, state: root.join(".state") };
         Ok(Self {
@@ -109,8 +113,9 @@ impl Agent {
             version,
             images,
             secrets,
+            volumes: Volumes::below(&root, disks.clone()),
+            disks,
             helper,
-            volumes: Volumes::below(&root),
             copies: Copies::below(&root),
             oom: OomEvents::new(),
             containers: Containers::default(),
@@ -187,11 +192,12 @@ impl Agent {
         };
         match configured {
             Ok(()) => {
-                self.volumes.keep(volumes);
+                // The sandbox has them until it ends.
+                self.volumes.keep_all(&volumes);
                 Ok(())
             }
             Err(error) => {
-                self.volumes.give_up(volumes);
+                self.volumes.release(volumes).await;
                 Err(Fault::Io("guest's resolver can't be configured", error))
             }
         }
@@ -206,7 +212,7 @@ impl Agent {
                 Err(fault) => return Err(fault),
             }
         }
-        self.volumes.clear();
+        self.volumes.clear().await;
         self.copies.clear();
         if let Some(sandbox) = self.sandbox().take() {
             sandbox.destroy();
@@ -230,6 +236,7 @@ impl Agent {
             let result = container.remove(agent.images.as_ref(), limit).await;
             if result.is_ok() {
                 agent.copies.remove(container.copies());
+                agent.volumes.release(container.give_back_volumes()).await;
             }
             agent.containers.settle(&id, result.is_err().then_some(container));
             result

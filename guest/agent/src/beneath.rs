@@ -47,6 +47,11 @@ impl From<OwnedFd> for Beneath {
 }
 
 impl Owner {
+    /// The agent itself, for what only it changes.
+    pub(crate) fn agent(mode: u32) -> Self {
+        Self { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw(), mode }
+    }
+
     /// Gives what is open to this owner.
     pub(crate) fn take(self, file: impl AsFd) -> io::Result<()> {
         // In this order: a change of the owner takes bits of the mode away.
@@ -89,9 +94,7 @@ mod tests {
         let root = outer.path().join("root");
         std::fs::create_dir(&root).unwrap();
         let beneath = Beneath::open(&root).unwrap();
-        let own = std::fs::metadata(&root).map(|it| std::os::unix::fs::MetadataExt::uid(&it)).unwrap();
-        let gid = std::fs::metadata(&root).map(|it| std::os::unix::fs::MetadataExt::gid(&it)).unwrap();
-        let owner = Owner { uid: own, gid, mode: 0o751 };
+        let owner = Owner::agent(0o751);
 
         beneath.folder(Path::new("a/b"), owner).unwrap();
         for made in ["a", "a/b"] {

@@ -15,6 +15,7 @@ use crate::id::Id;
 use crate::images::{ImageProcess, Images};
 use crate::process::Process;
 use crate::spec;
+use crate::volumes::Held;
 
 /// A container whose first process has been made.
 pub(crate) struct Container {
@@ -26,6 +27,7 @@ pub(crate) struct Container {
     /// Where the container's programs say why they end.
     termination_log: Option<PathBuf>,
     copies: Vec<PathBuf>,
+    volumes: Mutex<Held>,
     started: Mutex<bool>,
     commands: Mutex<HashMap<Id, Command>>,
 }
@@ -110,6 +112,7 @@ impl Container {
             init,
             termination_log,
             copies,
+            volumes: Mutex::default(),
             started: Mutex::new(false),
             commands: Mutex::new(HashMap::new()),
         })
@@ -123,6 +126,16 @@ impl Container {
     /// What the host has copied into the guest for this container alone.
     pub(crate) fn copies(&self) -> &[PathBuf] {
         &self.copies
+    }
+
+    /// Lets the container have volumes until its end.
+    pub(crate) fn take_volumes(&self, volumes: Held) {
+        *self.volumes.lock().unwrap_or_else(PoisonError::into_inner) = volumes;
+    }
+
+    /// The volumes that it had, once it has ended.
+    pub(crate) fn give_back_volumes(&self) -> Held {
+        std::mem::take(&mut *self.volumes.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The container's control group.

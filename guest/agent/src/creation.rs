@@ -7,17 +7,19 @@ use std::sync::Arc;
 use futures::FutureExt;
 use serde_json::json;
 use tokio::sync::oneshot;
-use wire_ttrpc::agent::CreateContainerRequest;
+use wire_ttrpc::agent::{CreateContainerRequest, Storage};
 
 use crate::agent::{Agent, AgentEvent};
 use crate::container::{Container, Home};
+use crate::devices::{Address, Disk};
+use crate::disks::DiskError;
 use crate::fault::Fault;
 use crate::id::Id;
 use crate::images::ResolvedImage;
 use crate::request::Gated;
 use crate::spec::{self, Pod};
-use crate::volumes::Added;
-use crate::{pause, secrets};
+use crate::volumes::Held;
+use crate::{devices, pause, secrets};
 
 /// What a container's root file system is.
 enum Root {
@@ -52,6 +54,7 @@ impl Agent {
         let root = if pause::is_asked_for(&request) {
             self.expect_sandbox()?;
             input["images"] = json!({});
+            input["image_process"] = serde_json::Value::Null;
             Root::Pause
         } else {
             let reference = spec::image(&request, &self.root)?;
@@ -63,6 +66,7 @@ impl Agent {
                 return Err(Fault::Digest(reference, image.digest));
             }
             input["images"] = json!({ reference: image.digest });
+            input["image_process"] = json!(image.process);
             Root::Image(image)
         };
         input["guest_pause"] = json!(matches!(root, Root::Pause));
@@ -105,7 +109,7 @@ impl Agent {
                 return Err(fault);
             }
         };
-        let mut volumes = Added::default();
+        let mut volumes = Held::default();
         let mut abandoned = std::pin::pin!(abandoned);
         let mut result = self.assemble(&home, &request, &root, &mut volumes, abandoned.as_mut()).await;
         // Making the container can't be interrupted, but it can be undone.
@@ -114,7 +118,8 @@ impl Agent {
         }
         match result {
             Ok(container) => {
-                self.volumes.keep(volumes);
+                self.volumes.keep(&volumes, &storages(&request));
+                container.take_volumes(volumes);
                 let container = Arc::new(container);
                 self.watch(&id, &container);
                 self.containers.settle(&id, Some(container));
@@ -127,7 +132,7 @@ impl Agent {
             }
             Err(fault) => {
                 home.clear(self.images.as_ref()).await;
-                self.volumes.give_up(volumes);
+                self.volumes.release(volumes).await;
                 self.containers.settle(&id, None);
                 Err(fault)
             }
@@ -139,9 +144,13 @@ impl Agent {
         home: &Home,
         request: &CreateContainerRequest,
         root: &Root,
-        volumes: &mut Added,
+        volumes: &mut Held,
         mut abandoned: Pin<&mut impl Future<Output = ()>>,
     ) -> Result<Container, Fault> {
+        let devices = match root {
+            Root::Pause => Vec::new(),
+            Root::Image(_) => self.devices(request).await?,
+        };
         let image = match root {
             Root::Pause => None,
             Root::Image(image) => {
@@ -152,19 +161,21 @@ impl Agent {
                 if pulled.digest != image.digest {
                     return Err(Fault::Digest(image.reference.clone(), pulled.digest));
                 }
-                Some(pulled)
+                Some((pulled.rootfs, &image.process))
             }
         };
         let opened;
         let request = if image.is_some() {
-            // Only here, after the decision: what the policy and its log see is what the host sent.
-            opened = tokio::select! {
-                opened = secrets::opened(request.clone(), self.secrets.as_deref()) => opened?,
-                () = abandoned => return Err(Fault::Abandoned),
-            };
-            let storages: Vec<_> =
-                request.storages.iter().filter(|storage| storage.driver != spec::GUEST_PULL).cloned().collect();
-            *volumes = self.volumes.add(&storages).await?;
+            let mut with_secrets = request.clone();
+            if let Some(process) = with_secrets.OCI.as_mut().and_then(|oci| oci.Process.as_mut()) {
+                // Only here, after the decision: what the policy and its log see is what the host sent.
+                tokio::select! {
+                    opened = secrets::open_all(&mut process.Env, self.secrets.as_deref()) => opened?,
+                    () = abandoned => return Err(Fault::Abandoned),
+                }
+            }
+            opened = with_secrets;
+            *volumes = self.volumes.add(&storages(&opened)).await?;
             &opened
         } else {
             request
@@ -187,7 +198,7 @@ impl Agent {
         let pod =
             Pod { hostname: &hostname, files: &files, volumes: &shared, copies: self.copies.folder(), namespaces };
         let config = match &image {
-            Some(image) => spec::build(request, image, pod)?,
+            Some((rootfs, process)) => spec::build(request, rootfs, process, &devices, pod)?,
             None => {
                 let program = self.helper.program.canonicalize();
                 let program = program.map_err(|e| Fault::Io("the guest's own program can't be found", e))?;
@@ -201,6 +212,25 @@ impl Agent {
             Container::create(home.clone(), &request.exec_id, terminal, log, self.copies_for(request)).await?;
         self.share_pids(&container, request)?;
         Ok(container)
+    }
+
+    /// Waits for the disks that the container gets as devices. One of them may be there for images instead.
+    async fn devices(&self, request: &CreateContainerRequest) -> Result<Vec<(String, Disk)>, Fault> {
+        let mut devices = Vec::new();
+        for device in &request.devices {
+            let address = if device.id.is_empty() { &device.vm_path } else { &device.id };
+            let address = Address::parse(&device.type_, address);
+            let address =
+                address.ok_or(spec::Error::Unsupported("a device that is no disk at an address of the guest"))?;
+            let disk = address.find(Path::new("/sys"), devices::PATIENCE).await?;
+            if device.container_path == TRUSTED_STORE {
+                let none = || DiskError("this guest encrypts no disks; next: leave /dev/trusted_store out".to_owned());
+                self.disks.as_ref().ok_or_else(none)?.store_images(&disk.number).await?;
+            } else {
+                devices.push((device.container_path.clone(), disk));
+            }
+        }
+        Ok(devices)
     }
 
     /// Lets the pod's later containers have the processes of this one, if they share them and have no others yet.
@@ -235,6 +265,14 @@ impl Agent {
             }
         });
     }
+}
+
+/// Where Kubernetes has a disk that images are to be unpacked to.
+pub(crate) const TRUSTED_STORE: &str = "/dev/trusted_store";
+
+/// The storages that are volumes.
+fn storages(request: &CreateContainerRequest) -> Vec<Storage> {
+    request.storages.iter().filter(|storage| storage.driver != spec::GUEST_PULL).cloned().collect()
 }
 
 fn write_config(bundle: &Path, config: &serde_json::Value) -> Result<(), Fault> {

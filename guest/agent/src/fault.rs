@@ -4,11 +4,12 @@ use std::io;
 
 use ttrpc::Code;
 
+use crate::disks::DiskError;
 use crate::id::InvalidId;
 use crate::images::ImageError;
 use crate::policy::{self, Denial};
 use crate::secrets::SecretError;
-use crate::{copy, helper, network, sandbox, spec, volumes};
+use crate::{copy, devices, guest, helper, network, sandbox, spec, volumes};
 
 /// A request that was not fulfilled. Its text goes to the host.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +26,8 @@ pub(crate) enum Fault {
     Exists(String),
     #[error("{0}")]
     State(String),
+    #[error("{0}")]
+    Refused(&'static str),
     #[error("{0} is not implemented by this guest")]
     Unimplemented(&'static str),
     #[error(transparent)]
@@ -44,6 +47,12 @@ pub(crate) enum Fault {
     #[error(transparent)]
     Copy(#[from] copy::Error),
     #[error(transparent)]
+    Device(#[from] devices::Error),
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    #[error(transparent)]
+    Guest(#[from] guest::Error),
+    #[error(transparent)]
     Helper(#[from] helper::Error),
     #[error(transparent)]
     Network(#[from] network::Error),
@@ -60,19 +69,27 @@ impl Fault {
         match self {
             Self::Denied(_) => Code::PERMISSION_DENIED,
             Self::Id(_) | Self::Invalid(_) | Self::Spec(_) | Self::Policy(_) => Code::INVALID_ARGUMENT,
-            Self::Sandbox(sandbox::Error::Folder(_)) | Self::Volume(volumes::Error::Make(..)) => Code::INTERNAL,
+            Self::Sandbox(sandbox::Error::Folder(_)) => Code::INTERNAL,
+            Self::Volume(volumes::Error::Make(..) | volumes::Error::Device(..) | volumes::Error::Disk(..)) => {
+                Code::INTERNAL
+            }
+            Self::Guest(guest::Error::Time) => Code::INVALID_ARGUMENT,
+            Self::Guest(guest::Error::NoProbe | guest::Error::NoProgram(_)) => Code::FAILED_PRECONDITION,
             Self::Copy(copy::Error::Write(_)) => Code::INTERNAL,
             Self::Copy(copy::Error::Full) => Code::RESOURCE_EXHAUSTED,
             Self::Sandbox(_) | Self::Volume(_) | Self::Copy(_) => Code::INVALID_ARGUMENT,
             Self::Network(network::Error::Invalid(..)) => Code::INVALID_ARGUMENT,
             Self::NotFound(_) | Self::Network(network::Error::NoLink(_)) => Code::NOT_FOUND,
             Self::Exists(_) => Code::ALREADY_EXISTS,
-            Self::State(_) => Code::FAILED_PRECONDITION,
+            Self::State(_) | Self::Refused(_) => Code::FAILED_PRECONDITION,
             Self::Unimplemented(_) => Code::UNIMPLEMENTED,
             Self::Abandoned => Code::CANCELLED,
             Self::Image(_)
             | Self::Secret(_)
             | Self::Digest(..)
+            | Self::Device(_)
+            | Self::Disk(_)
+            | Self::Guest(_)
             | Self::Helper(_)
             | Self::Network(_)
             | Self::Io(..)

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 /// A future of these methods may be dropped at any await; [`Images::release`] follows for the same bundle.
 #[async_trait]
 pub trait Images: Send + Sync {
-    /// Finds the digest of the manifest that `reference` names now.
+    /// Finds the digest of the manifest that `reference` names now, and the process that its configuration describes.
     async fn resolve(&self, reference: &str) -> Result<ResolvedImage, ImageError>;
 
     /// Pulls exactly the manifest with that digest and mounts its root file system at `<bundle>/rootfs`.
@@ -26,6 +26,8 @@ pub struct ResolvedImage {
     pub reference: String,
     /// The digest of the manifest, as in `sha256:…`.
     pub digest: String,
+    /// The process that the image's configuration describes.
+    pub process: ImageProcess,
 }
 
 /// An image whose root file system is mounted.
@@ -35,12 +37,10 @@ pub struct PulledImage {
     pub digest: String,
     /// Where the root file system is mounted.
     pub rootfs: PathBuf,
-    /// The process that the image's configuration describes.
-    pub process: ImageProcess,
 }
 
 /// The process that an image's configuration describes.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct ImageProcess {
     /// Entrypoint and command.
     pub args: Vec<String>,

@@ -1,5 +1,7 @@
 //! The guest's interfaces and routes, set as the host asks: they carry nothing that is trusted.
 
+mod neighbors;
+
 use std::net::IpAddr;
 
 use futures::TryStreamExt;

@@ -300,4 +300,6 @@ const LENGTH: PolicyLengthConfig = PolicyLengthConfig {
 };
 
 #[cfg(test)]
+mod examples;
+#[cfg(test)]
 mod tests;

@@ -1,8 +1,7 @@
-//! Sealed secrets in a container's environment: opened after the policy has decided, so that it never sees them.
+//! Sealed secrets in the environment of a process: opened after the policy has decided, so that it never sees them.
 
 use async_trait::async_trait;
 use futures::future::try_join_all;
-use wire_ttrpc::agent::CreateContainerRequest;
 use zeroize::Zeroizing;
 
 /// Opens sealed secrets.
@@ -17,22 +16,17 @@ pub trait Secrets: Send + Sync {
 #[error("{0}")]
 pub struct SecretError(pub String);
 
-/// The request with a secret in place of each value of its environment that starts with `sealed.`.
+/// Puts the secret in the place of each value of the environment that starts with `sealed.`.
 ///
 /// # Errors
 /// [`SecretError`] that names the variable.
-pub(crate) async fn opened(
-    mut request: CreateContainerRequest,
-    secrets: Option<&dyn Secrets>,
-) -> Result<CreateContainerRequest, SecretError> {
-    let Some(process) = request.OCI.as_mut().and_then(|oci| oci.Process.as_mut()) else { return Ok(request) };
-    let sealed = process.Env.iter_mut().filter(|entry| sealed(entry).is_some());
-    let sealed: Vec<&mut String> = sealed.collect();
+pub(crate) async fn open_all(environment: &mut [String], secrets: Option<&dyn Secrets>) -> Result<(), SecretError> {
+    let sealed: Vec<&mut String> = environment.iter_mut().filter(|entry| sealed(entry).is_some()).collect();
     if sealed.len() > MAX_SEALED {
         return Err(SecretError(format!("environment: more than {MAX_SEALED} sealed secrets; next: use fewer")));
     }
     try_join_all(sealed.into_iter().map(|entry| open(entry, secrets))).await?;
-    Ok(request)
+    Ok(())
 }
 
 async fn open(entry: &mut String, secrets: Option<&dyn Secrets>) -> Result<(), SecretError> {
@@ -58,16 +52,15 @@ const MAX_SEALED: usize = 256;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use protobuf::MessageField;
-    use wire_ttrpc::oci;
 
     #[tokio::test]
     async fn sealed_values_are_opened_and_others_left() {
         let env = ["A=sealed.a", "B=plain", "C=xsealed.b", "D=sealed.b", "sealed.a=x", "sealed.a", "E="];
-        let opened = opened(request(&env), Some(&Known)).await.unwrap();
+        let mut env = env.map(str::to_owned);
+        open_all(&mut env, Some(&Known)).await.unwrap();
         let expected = ["A=secret of a", "B=plain", "C=xsealed.b", "D=secret of b", "sealed.a=x", "sealed.a", "E="];
-        assert_eq!(opened.OCI.Process.Env, expected);
-        assert_eq!(super::opened(CreateContainerRequest::new(), None).await.unwrap(), CreateContainerRequest::new());
+        assert_eq!(env, expected);
+        open_all(&mut [], None).await.unwrap();
     }
 
     #[tokio::test]
@@ -81,7 +74,8 @@ mod tests {
             (&many, Some(&Known), "more than 256"),
         ] {
             let secrets = secrets.map(|secrets| secrets as &dyn Secrets);
-            let error = opened(request(env), secrets).await.unwrap_err().to_string();
+            let mut env: Vec<String> = env.iter().map(|entry| (*entry).to_owned()).collect();
+            let error = open_all(&mut env, secrets).await.unwrap_err().to_string();
             assert!(error.starts_with("environment") && error.contains(reason), "{error}");
         }
     }
@@ -99,11 +93,5 @@ mod tests {
             };
             Ok(Zeroizing::new(secret))
         }
-    }
-
-    fn request(env: &[&str]) -> CreateContainerRequest {
-        let process = oci::Process { Env: env.iter().map(|entry| (*entry).to_owned()).collect(), ..Default::default() };
-        let oci = oci::Spec { Process: MessageField::some(process), ..Default::default() };
-        CreateContainerRequest { OCI: MessageField::some(oci), ..Default::default() }
     }
 }

@@ -1,5 +1,6 @@
 //! The agent's face on the wire: each request is put to the policy first, then carried out.
 
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +22,7 @@ use crate::fault::Fault;
 use crate::network::Network;
 use crate::policy::Policy;
 use crate::request::Gated;
-use crate::{metrics, spec, stats};
+use crate::{guest, metrics, secrets, spec, stats};
 
 impl Agent {
     /// Serves `grpc.AgentService` and `grpc.Health` until the future is dropped.
@@ -77,7 +78,9 @@ type Pending<'a, T> = Pin<Box<dyn Future<Output = Answer<T>> + Send + 'a>>;
 impl agent_ttrpc::AgentService for Service {
     async fn create_sandbox(&self, _: &TtrpcContext, request: CreateSandboxRequest) -> Answer<Empty> {
         self.0.admit(&request)?;
-        self.0.create_sandbox(&request).await?;
+        // A task of its own: where the caller gives up, what was begun is still finished or undone.
+        let agent = Arc::clone(&self.0);
+        tokio::spawn(async move { agent.create_sandbox(&request).await }).await.map_err(Fault::from)??;
         Ok(Empty::new())
     }
 
@@ -109,6 +112,11 @@ impl agent_ttrpc::AgentService for Service {
     async fn exec_process(&self, _: &TtrpcContext, request: ExecProcessRequest) -> Answer<Empty> {
         self.0.admit(&request)?;
         let container = self.0.container(&request.container_id)?;
+        let mut request = request;
+        if let Some(process) = request.process.as_mut() {
+            // Only here, after the decision: what the policy and its log see is what the host sent.
+            secrets::open_all(&mut process.Env, self.0.secrets.as_deref()).await.map_err(Fault::from)?;
+        }
         // A task of its own: where the caller gives up, the command is still watched over.
         tokio::spawn(async move { container.exec(&request).await }).await.map_err(Fault::from)??;
         Ok(Empty::new())
@@ -187,7 +195,12 @@ impl agent_ttrpc::AgentService for Service {
         let details = AgentDetails {
             version: self.0.version.clone(),
             init_daemon: std::process::id() == 1,
-            storage_handlers: ["ephemeral", "local", crate::spec::GUEST_PULL].map(str::to_owned).to_vec(),
+            device_handlers: DISKS.map(str::to_owned).to_vec(),
+            storage_handlers: ["ephemeral", "local", spec::GUEST_PULL]
+                .into_iter()
+                .chain(DISKS)
+                .map(str::to_owned)
+                .collect(),
             ..Default::default()
         };
         let block = if request.mem_block_size { memory_block_size() } else { 0 };
@@ -308,21 +321,94 @@ impl agent_ttrpc::AgentService for Service {
         Ok(GetDiagnosticDataResponse { data, ..Default::default() })
     }
 
+    async fn update_ephemeral_mounts(&self, _: &TtrpcContext, request: UpdateEphemeralMountsRequest) -> Answer<Empty> {
+        self.0.admit(&request)?;
+        self.0.volumes.resize(&request.storages).map_err(Fault::from)?;
+        Ok(Empty::new())
+    }
+
+    async fn remove_stale_virtiofs_share_mounts(
+        &self,
+        _: &TtrpcContext,
+        request: RemoveStaleVirtiofsShareMountsRequest,
+    ) -> Answer<Empty> {
+        // There are none: this guest mounts no file system of the host.
+        self.0.admit(&request)?;
+        Ok(Empty::new())
+    }
+
+    async fn add_arp_neighbors(&self, _: &TtrpcContext, request: AddARPNeighborsRequest) -> Answer<Empty> {
+        self.0.admit(&request)?;
+        self.0.drivers().await;
+        let neighbors = request.neighbors.into_option().unwrap_or_default().ARPNeighbors;
+        if neighbors.len() > MAX_ROUTES {
+            return Err(Fault::Invalid("there are more than 256 neighbours; next: leave some out").into());
+        }
+        Network::open().map_err(Fault::from)?.add_neighbors(&neighbors).await.map_err(Fault::from)?;
+        Ok(Empty::new())
+    }
+
+    async fn get_ip_tables(&self, _: &TtrpcContext, request: GetIPTablesRequest) -> Answer<GetIPTablesResponse> {
+        self.0.admit(&request)?;
+        let data = guest::packet_filter(request.is_ipv6).await.map_err(Fault::from)?;
+        Ok(GetIPTablesResponse { data, ..Default::default() })
+    }
+
+    async fn set_ip_tables(&self, _: &TtrpcContext, request: SetIPTablesRequest) -> Answer<SetIPTablesResponse> {
+        self.0.admit(&request)?;
+        let data = guest::set_packet_filter(request.is_ipv6, &request.data).await.map_err(Fault::from)?;
+        Ok(SetIPTablesResponse { data, ..Default::default() })
+    }
+
+    async fn online_cpu_mem(&self, _: &TtrpcContext, request: OnlineCPUMemRequest) -> Answer<Empty> {
+        self.0.admit(&request)?;
+        let wait = request.wait.then_some(request.nb_cpus);
+        guest::online(Path::new("/sys"), wait, request.cpu_only).await.map_err(Fault::from)?;
+        Ok(Empty::new())
+    }
+
+    async fn mem_hotplug_by_probe(&self, _: &TtrpcContext, request: MemHotplugByProbeRequest) -> Answer<Empty> {
+        self.0.admit(&request)?;
+        guest::probe_memory(&request.memHotplugProbeAddr).map_err(Fault::from)?;
+        Ok(Empty::new())
+    }
+
+    async fn reseed_random_dev(&self, _: &TtrpcContext, request: ReseedRandomDevRequest) -> Answer<Empty> {
+        self.0.admit(&request)?;
+        guest::mix_random(&request.data).map_err(Fault::from)?;
+        Ok(Empty::new())
+    }
+
+    async fn set_guest_date_time(&self, _: &TtrpcContext, request: SetGuestDateTimeRequest) -> Answer<Empty> {
+        self.0.admit(&request)?;
+        guest::set_time(request.Sec, request.Usec).map_err(Fault::from)?;
+        Ok(Empty::new())
+    }
+
+    async fn get_volume_stats(&self, _: &TtrpcContext, request: VolumeStatsRequest) -> Answer<VolumeStatsResponse> {
+        self.0.admit(&request)?;
+        let path = Path::new(&request.volume_guest_path);
+        if !self.0.volumes.paths().iter().any(|volume| volume == path) {
+            return Err(Fault::NotFound("the volume".to_owned()).into());
+        }
+        let usage = stats::of_file_system(path).map_err(|e| Fault::Io("volume can't be measured", e))?;
+        let condition = VolumeCondition { abnormal: false, message: "OK".to_owned(), ..Default::default() };
+        Ok(VolumeStatsResponse { usage, volume_condition: MessageField::some(condition), ..Default::default() })
+    }
+
+    async fn add_swap(&self, _: &TtrpcContext, request: AddSwapRequest) -> Answer<Empty> {
+        self.0.admit(&request)?;
+        Err(NO_SWAP.into())
+    }
+
+    async fn add_swap_path(&self, _: &TtrpcContext, request: AddSwapPathRequest) -> Answer<Empty> {
+        self.0.admit(&request)?;
+        Err(NO_SWAP.into())
+    }
+
     not_implemented!(
-        update_ephemeral_mounts(UpdateEphemeralMountsRequest) -> Empty,
-        remove_stale_virtiofs_share_mounts(RemoveStaleVirtiofsShareMountsRequest) -> Empty,
-        add_arp_neighbors(AddARPNeighborsRequest) -> Empty,
-        get_ip_tables(GetIPTablesRequest) -> GetIPTablesResponse,
-        set_ip_tables(SetIPTablesRequest) -> SetIPTablesResponse,
         mem_agent_memcg_set(MemAgentMemcgConfig) -> Empty,
         mem_agent_compact_set(MemAgentCompactConfig) -> Empty,
-        online_cpu_mem(OnlineCPUMemRequest) -> Empty,
-        reseed_random_dev(ReseedRandomDevRequest) -> Empty,
-        mem_hotplug_by_probe(MemHotplugByProbeRequest) -> Empty,
-        set_guest_date_time(SetGuestDateTimeRequest) -> Empty,
-        add_swap(AddSwapRequest) -> Empty,
-        add_swap_path(AddSwapPathRequest) -> Empty,
-        get_volume_stats(VolumeStatsRequest) -> VolumeStatsResponse,
         resize_volume(ResizeVolumeRequest) -> Empty,
     );
 }
@@ -362,5 +448,10 @@ fn memory_block_size() -> u64 {
 
 /// The version of the agent's protocol, as Kata's agent states it.
 const API_VERSION: &str = "0.0.1";
+/// The kinds of disks that are found by their address.
+const DISKS: [&str; 4] = ["blk", "scsi", "mmioblk", "nvdimm"];
+/// What the guest's kernel swaps out would lie on the host in the clear.
+const NO_SWAP: Fault =
+    Fault::Refused("this guest never swaps to a disk of the host, which could read it; next: give it memory");
 const MAX_ADDRESSES: usize = 64;
 const MAX_ROUTES: usize = 256;

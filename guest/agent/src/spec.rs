@@ -1,5 +1,6 @@
 //! The OCI runtime specification of a container: what the request may ask for, over what a container always gets.
 
+mod devices;
 mod mounts;
 mod process;
 
@@ -11,7 +12,8 @@ use wire_ttrpc::oci;
 
 pub(crate) use process::build as process;
 
-use crate::images::PulledImage;
+use crate::devices::Disk;
+use crate::images::ImageProcess;
 use crate::{pause, user};
 
 /// The one image that a container runs, as its request names it.
@@ -46,25 +48,32 @@ pub(crate) struct Pod<'a> {
     pub(crate) namespaces: Value,
 }
 
-/// Builds a container's `config.json`.
+/// Builds a container's `config.json`. `disks` are those that it gets as devices, by their paths in the container.
 ///
 /// # Errors
 /// [`Error`] for anything the request asks for that containers of this guest don't get.
-pub(crate) fn build(request: &CreateContainerRequest, image: &PulledImage, pod: Pod<'_>) -> Result<Value, Error> {
+pub(crate) fn build(
+    request: &CreateContainerRequest,
+    rootfs: &Path,
+    image: &ImageProcess,
+    disks: &[(String, Disk)],
+    pod: Pod<'_>,
+) -> Result<Value, Error> {
     let oci = request.OCI.as_ref().ok_or(Error::Unsupported("a request without OCI specification"))?;
     refuse_unsupported(request, oci)?;
     let process = oci.Process.get_or_default();
     let linux = oci.Linux.get_or_default();
     Ok(json!({
         "ociVersion": VERSION,
-        "process": process::build(process, request.string_user.as_ref(), &image.process, &image.rootfs)?,
-        "root": {"path": image.rootfs, "readonly": oci.Root.get_or_default().Readonly},
+        "process": process::build(process, request.string_user.as_ref(), image, rootfs)?,
+        "root": {"path": rootfs, "readonly": oci.Root.get_or_default().Readonly},
         "hostname": pod.hostname,
         "mounts": mounts::build(&oci.Mounts, &pod)?,
         "linux": {
             "namespaces": pod.namespaces,
             "cgroupsPath": Path::new(CGROUP_PARENT).join(&request.container_id),
             "resources": resources(linux.Resources.get_or_default()),
+            "devices": devices::build(&linux.Devices, disks)?,
             "sysctl": sysctl(linux)?,
             "maskedPaths": union(&MASKED_PATHS, &linux.MaskedPaths)?,
             "readonlyPaths": union(&READONLY_PATHS, &linux.ReadonlyPaths)?,
@@ -140,7 +149,6 @@ fn refuse_unsupported(request: &CreateContainerRequest, oci: &oci::Spec) -> Resu
     .iter()
     .any(|list| !list.is_empty());
     for (asked, what) in [
-        (!request.devices.is_empty() || !linux.Devices.is_empty(), "devices"),
         (!request.shared_mounts.is_empty(), "mounts shared between containers"),
         (has_hooks, "hooks"),
         (!linux.UIDMappings.is_empty() || !linux.GIDMappings.is_empty(), "a user namespace"),
@@ -248,9 +256,9 @@ const MAX_PATHS: usize = 128;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::images::ImageProcess;
-    use protobuf::MessageField;
-    use wire_ttrpc::agent::{Device, Storage};
+    use proptest::prelude::*;
+    use protobuf::{Message, MessageField};
+    use wire_ttrpc::agent::Storage;
 
     fn request() -> CreateContainerRequest {
         CreateContainerRequest {
@@ -266,13 +274,9 @@ mod tests {
         }
     }
 
-    fn pulled() -> PulledImage {
-        let process = ImageProcess { args: vec!["/app".into()], ..Default::default() };
-        PulledImage { digest: "sha256:00".into(), rootfs: "/run/kata-containers/c1/rootfs".into(), process }
-    }
-
     fn build(request: &CreateContainerRequest) -> Result<Value, Error> {
-        super::build(request, &pulled(), pod())
+        let process = ImageProcess { args: vec!["/app".into()], ..Default::default() };
+        super::build(request, Path::new("/run/kata-containers/c1/rootfs"), &process, &[], pod())
     }
 
     fn pod() -> Pod<'static> {
@@ -363,8 +367,7 @@ mod tests {
     #[test]
     fn what_can_t_be_honoured_is_refused() {
         type Change = fn(&mut CreateContainerRequest);
-        let cases: [(&str, Change); 10] = [
-            ("devices", |r| r.devices.push(Device::default())),
+        let cases: [(&str, Change); 9] = [
             ("devices", |r| r.OCI.as_mut().unwrap().Linux.mut_or_insert_default().Devices.push(Default::default())),
             ("hooks", |r| r.OCI.as_mut().unwrap().Hooks.mut_or_insert_default().Prestart.push(Default::default())),
             ("seccomp", |r| {
@@ -395,6 +398,24 @@ mod tests {
             change(&mut request);
             let error = build(&request).unwrap_err().to_string();
             assert!(error.contains(part), "{part}: {error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_request_makes_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400), text in "[/.a\\0=,:-]{0,12}") {
+            if let Ok(mut request) = CreateContainerRequest::parse_from_bytes(&bytes) {
+                let _ = image(&request, Path::new("/run"));
+                let _ = build(&request);
+                let spec = request.OCI.mut_or_insert_default();
+                let mount = oci::Mount { destination: text.clone(), source: text.clone(), options: vec!["bind".into()], ..Default::default() };
+                spec.Mounts.push(mount);
+                let process = spec.Process.mut_or_insert_default();
+                (process.Args, process.Env, process.Cwd) = (vec![text.clone()], vec![text.clone()], text.clone());
+                spec.Linux.mut_or_insert_default().Sysctl.insert(text.clone(), text);
+                let _ = build(&request);
+                let _ = pause(&request, Path::new("/b"), Path::new("/init"), pod());
+            }
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use protobuf::MessageField;
+use protobuf::{EnumOrUnknown, MessageField};
 use wire_ttrpc::agent::*;
 
 /// The use of processor, memory, processes and disks by one group. What the kernel does not count is 0 or absent.
@@ -25,6 +25,22 @@ pub(crate) fn of_group(group: &Path) -> CgroupStats {
 /// The counters of the pod's network interfaces, from the text of `/proc/net/dev`.
 pub(crate) fn of_network(text: &str) -> Vec<NetworkStats> {
     text.lines().filter_map(interface).collect()
+}
+
+/// What is free and used on the file system at `path`.
+pub(crate) fn of_file_system(path: &Path) -> std::io::Result<Vec<VolumeUsage>> {
+    let stat = rustix::fs::statvfs(path)?;
+    let usage = |unit, total: u64, free: u64, available: u64, size: u64| VolumeUsage {
+        available: available.saturating_mul(size),
+        total: total.saturating_mul(size),
+        used: total.saturating_sub(free).saturating_mul(size),
+        unit: EnumOrUnknown::new(unit),
+        ..Default::default()
+    };
+    Ok(vec![
+        usage(volume_usage::Unit::BYTES, stat.f_blocks, stat.f_bfree, stat.f_bavail, stat.f_frsize),
+        usage(volume_usage::Unit::INODES, stat.f_files, stat.f_ffree, stat.f_favail, 1),
+    ])
 }
 
 fn cpu(stat: &HashMap<String, u64>) -> CpuStats {
@@ -173,6 +189,15 @@ mod tests {
     fn a_group_that_counts_nothing_has_no_use() {
         let stats = of_group(Path::new("/no/such/group"));
         assert_eq!((stats.memory_stats.usage.usage, stats.cpu_stats.cpu_usage.total_usage), (0, 0));
+    }
+
+    #[test]
+    fn a_file_system_has_bytes_and_inodes() {
+        let usage = of_file_system(Path::new("/proc/self/..")).unwrap();
+        assert_eq!(usage.len(), 2);
+        let usage = of_file_system(&std::env::temp_dir()).unwrap();
+        assert!(usage[0].total >= usage[0].used && usage[0].total > 0 && usage[0].unit.value() == 1);
+        assert_eq!(usage[1].unit.value(), 2);
     }
 
     #[test]

@@ -1,94 +1,146 @@
 //! The folders that the containers of a pod share: made once, and no container's way to another's.
 
+mod disk;
 mod memory;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::OnceCell;
+use tokio::sync::Mutex as AsyncMutex;
 use wire_ttrpc::agent::Storage;
 
+use crate::devices;
+use crate::disks::{DiskError, Disks};
+use disk::DiskVolume;
 use memory::MemoryVolume;
 
 /// The volumes of a pod, by the place where the guest has them.
 ///
-/// Those in memory stay until the pod ends, as Kubernetes wants it of an `emptyDir`.
+/// Those in memory stay until the pod ends, as Kubernetes wants it of an `emptyDir`. A disk goes with the last container
+/// that has it, unless its storage says that it is shared.
 pub(crate) struct Volumes {
     root: PathBuf,
+    disks: Option<Arc<dyn Disks>>,
     entries: Mutex<BTreeMap<PathBuf, Entry>>,
 }
 
-/// A volume, and for how many creations of containers it is there. None of them has to make it alone.
-#[derive(Clone, Default)]
+/// A volume and how many have it or wait for it. None of them has to make it alone.
+#[derive(Default)]
 struct Entry {
-    made: Arc<OnceCell<()>>,
-    pending: usize,
+    /// Held by whoever makes the volume or takes it away.
+    work: Arc<AsyncMutex<()>>,
+    made: Option<Made>,
+    holders: usize,
     stays: bool,
+}
+
+/// What has to be undone when a volume goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Made {
+    Memory,
+    Disk,
+    EncryptedDisk,
 }
 
 impl Volumes {
     /// No volumes yet, below the agent's folder `root`.
-    pub(crate) fn below(root: &Path) -> Self {
-        Self { root: root.to_owned(), entries: Mutex::default() }
+    pub(crate) fn below(root: &Path, disks: Option<Arc<dyn Disks>>) -> Self {
+        Self { root: root.to_owned(), disks, entries: Mutex::default() }
     }
 
     /// Makes the volumes of these storages, or waits for whoever makes one of them.
     ///
-    /// They go with [`Self::give_up`] unless [`Self::keep`] is called before.
-    pub(crate) async fn add(&self, storages: &[Storage]) -> Result<Added, Error> {
-        let mut added = Added(Vec::new());
+    /// The future has to be finished: what it has made would have no holder otherwise.
+    pub(crate) async fn add(&self, storages: &[Storage]) -> Result<Held, Error> {
+        let mut held = Held(Vec::new());
         for storage in storages {
-            if let Err(error) = self.add_one(storage, &mut added).await {
-                self.give_up(added);
+            if let Err(error) = self.add_one(storage, &mut held).await {
+                self.release(held).await;
                 return Err(error);
             }
         }
-        Ok(added)
+        Ok(held)
     }
 
-    /// Lets volumes stay.
-    pub(crate) fn keep(&self, added: Added) {
+    /// Lets volumes stay that outlive the container which they were made for.
+    pub(crate) fn keep(&self, held: &Held, storages: &[Storage]) {
         let mut entries = self.entries();
-        for path in added.0 {
-            if let Some(entry) = entries.get_mut(&path) {
-                entry.pending -= 1;
+        for (path, storage) in held.0.iter().zip(storages) {
+            if let Some(entry) = entries.get_mut(path) {
+                entry.stays |= storage.shared || entry.made == Some(Made::Memory);
+            }
+        }
+    }
+
+    /// Lets volumes stay until the pod ends.
+    pub(crate) fn keep_all(&self, held: &Held) {
+        let mut entries = self.entries();
+        for path in &held.0 {
+            if let Some(entry) = entries.get_mut(path) {
                 entry.stays = true;
             }
         }
     }
 
-    /// Removes volumes that nobody else has or waits for.
-    pub(crate) fn give_up(&self, added: Added) {
-        let mut entries = self.entries();
-        for path in added.0.into_iter().rev() {
-            let Some(entry) = entries.get_mut(&path) else { continue };
-            entry.pending -= 1;
-            if entry.pending == 0 && !entry.stays {
+    /// Gives volumes back. Those that nobody else has go, unless they are to stay.
+    pub(crate) async fn release(&self, held: Held) {
+        for path in held.0.into_iter().rev() {
+            let work = {
+                let mut entries = self.entries();
+                let Some(entry) = entries.get_mut(&path) else { continue };
+                entry.holders -= 1;
+                Arc::clone(&entry.work)
+            };
+            let _work = work.lock().await;
+            let is_free = |entry: &Entry| entry.holders == 0 && !entry.stays;
+            let made = self.entries().get_mut(&path).filter(|entry| is_free(entry)).and_then(|entry| entry.made.take());
+            if let Some(made) = made {
+                self.undo(&path, made).await;
+            }
+            let mut entries = self.entries();
+            if entries.get(&path).is_some_and(is_free) {
                 entries.remove(&path);
-                memory::remove(&path);
             }
         }
     }
 
     /// Removes all volumes with what they hold.
-    pub(crate) fn clear(&self) {
-        for path in std::mem::take(&mut *self.entries()).into_keys() {
-            memory::remove(&path);
+    pub(crate) async fn clear(&self) {
+        let entries = std::mem::take(&mut *self.entries());
+        for (path, entry) in entries {
+            if let Some(made) = entry.made {
+                self.undo(&path, made).await;
+            }
         }
     }
 
     /// Where the volumes are. None lies in another, so no container can change the way to one.
     pub(crate) fn paths(&self) -> Vec<PathBuf> {
-        self.entries().iter().filter(|(_, entry)| entry.made.initialized()).map(|(path, _)| path.clone()).collect()
+        self.entries().iter().filter(|(_, entry)| entry.made.is_some()).map(|(path, _)| path.clone()).collect()
     }
 
-    async fn add_one(&self, storage: &Storage, added: &mut Added) -> Result<(), Error> {
-        let volume = MemoryVolume::parse(storage, &self.root)?;
-        let made = {
+    /// Gives file systems in memory another size.
+    pub(crate) fn resize(&self, storages: &[Storage]) -> Result<(), Error> {
+        for storage in storages {
+            let volume = MemoryVolume::parse(storage, &self.root)?;
+            let is_made = |entry: &Entry| entry.made == Some(Made::Memory);
+            if !self.entries().get(&volume.path).is_some_and(is_made) {
+                return Err(refused(storage, "the pod has no such volume in memory"));
+            }
+            volume.resize()?;
+        }
+        Ok(())
+    }
+
+    async fn add_one(&self, storage: &Storage, held: &mut Held) -> Result<(), Error> {
+        let volume = Volume::parse(storage, &self.root)?;
+        let path = volume.path();
+        let work = {
             let mut entries = self.entries();
-            let path = &volume.path;
             // A container could put a link into its volume, and so lead the agent to any place in the guest.
             if entries.keys().any(|other| path != other && (path.starts_with(other) || other.starts_with(path))) {
                 return Err(refused(storage, "it lies in another volume, or around one"));
@@ -96,13 +148,30 @@ impl Volumes {
             if entries.len() >= MAX_VOLUMES && !entries.contains_key(path) {
                 return Err(refused(storage, "the pod has too many volumes"));
             }
-            let entry = entries.entry(path.clone()).or_default();
-            entry.pending += 1;
-            added.0.push(path.clone());
-            Arc::clone(&entry.made)
+            let entry = entries.entry(path.to_owned()).or_default();
+            entry.holders += 1;
+            held.0.push(path.to_owned());
+            Arc::clone(&entry.work)
         };
-        made.get_or_try_init(|| async { volume.make(&self.root) }).await?;
+        let _work = work.lock().await;
+        if self.entries().get(path).is_some_and(|entry| entry.made.is_none()) {
+            let made = volume.make(&self.root, self.disks.as_deref()).await?;
+            if let Some(entry) = self.entries().get_mut(path) {
+                entry.made = Some(made);
+            }
+        }
         Ok(())
+    }
+
+    async fn undo(&self, path: &Path, made: Made) {
+        if made == Made::EncryptedDisk
+            && let Some(disks) = &self.disks
+            && let Err(error) = disks.unmount(path).await
+        {
+            tracing::warn!(volume = %path.display(), %error, "encrypted disk can't be released");
+            return;
+        }
+        memory::remove(path);
     }
 
     fn entries(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Entry>> {
@@ -110,10 +179,10 @@ impl Volumes {
     }
 }
 
-/// Volumes that a container or sandbox is being made with.
+/// Volumes that a container has, or is being made with. They are given back with [`Volumes::release`].
 #[must_use]
 #[derive(Debug, Default)]
-pub(crate) struct Added(Vec<PathBuf>);
+pub(crate) struct Held(Vec<PathBuf>);
 
 /// Why there is no volume.
 #[derive(Debug, thiserror::Error)]
@@ -122,6 +191,57 @@ pub(crate) enum Error {
     Refused { driver: String, mount_point: String, reason: &'static str },
     #[error("volume {0:?} can't be made: {1}; next: check that the guest has memory left")]
     Make(PathBuf, #[source] io::Error),
+    #[error("volume {0:?}: {1}")]
+    Device(PathBuf, #[source] devices::Error),
+    #[error("volume {0:?} can't be put on its disk: {1}")]
+    Disk(PathBuf, #[source] DiskError),
+}
+
+enum Volume {
+    Memory(MemoryVolume),
+    Disk(DiskVolume),
+}
+
+impl Volume {
+    fn parse(storage: &Storage, root: &Path) -> Result<Self, Error> {
+        match storage.driver.as_str() {
+            "ephemeral" | "local" => MemoryVolume::parse(storage, root).map(Self::Memory),
+            "blk" | "scsi" | "mmioblk" | "nvdimm" => DiskVolume::parse(storage, root).map(Self::Disk),
+            "bind" | "overlayfs" | "virtio-fs" | "9p" | "watchable-bind" => Err(refused(
+                storage,
+                "file systems of the host and mounts of the guest's own folders are none of a pod's",
+            )),
+            _ => Err(refused(storage, "there is no such driver in this guest")),
+        }
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Self::Memory(volume) => &volume.path,
+            Self::Disk(volume) => &volume.path,
+        }
+    }
+
+    async fn make(&self, root: &Path, disks: Option<&dyn Disks>) -> Result<Made, Error> {
+        match self {
+            Self::Memory(volume) => volume.make(root).map(|()| Made::Memory),
+            Self::Disk(volume) => volume.make(root, disks).await,
+        }
+    }
+}
+
+/// The place of a storage, which is one of those that pods share.
+fn place(storage: &Storage, root: &Path) -> Result<PathBuf, Error> {
+    let path: PathBuf = Path::new(&storage.mount_point).components().collect();
+    let plain = path.components().all(|part| !matches!(part, Component::ParentDir | Component::CurDir))
+        && storage.mount_point.len() < 1024
+        && !storage.mount_point.contains('\0');
+    let below = |folder: &str| path.starts_with(root.join(folder)) && path != root.join(folder);
+    let shared = below("sandbox/ephemeral")
+        || below("sandbox/storage")
+        || below("shared/containers")
+        || path == root.join("sandbox/shm");
+    if plain && shared { Ok(path) } else { Err(refused(storage, "its mount point is not one that pods share")) }
 }
 
 fn refused(storage: &Storage, reason: &'static str) -> Error {
@@ -133,91 +253,3 @@ fn refused(storage: &Storage, reason: &'static str) -> Error {
 }
 
 const MAX_VOLUMES: usize = 256;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::os::unix::fs::PermissionsExt;
-
-    struct Guest {
-        root: tempfile::TempDir,
-        volumes: Volumes,
-    }
-
-    impl Guest {
-        fn new() -> Self {
-            let root = tempfile::tempdir().unwrap();
-            let volumes = Volumes::below(root.path());
-            Self { root, volumes }
-        }
-
-        fn cache(&self) -> PathBuf {
-            self.root.path().join("sandbox/ephemeral/cache")
-        }
-
-        fn local(&self, place: &str) -> Storage {
-            Storage {
-                driver: "local".into(),
-                mount_point: self.root.path().join(place).to_str().unwrap().into(),
-                options: vec!["mode=0770".into()],
-                ..Default::default()
-            }
-        }
-    }
-
-    const CACHE: &str = "sandbox/ephemeral/cache";
-
-    #[tokio::test]
-    async fn a_volume_is_made_once_and_stays_with_what_it_holds() {
-        let guest = Guest::new();
-        let storages = [guest.local(CACHE)];
-        guest.volumes.keep(guest.volumes.add(&storages).await.unwrap());
-        assert_eq!(guest.cache().metadata().unwrap().permissions().mode() & 0o7777, 0o770);
-        std::fs::write(guest.cache().join("file"), "").unwrap();
-
-        // Another container has it too, and a third fails.
-        guest.volumes.keep(guest.volumes.add(&storages).await.unwrap());
-        guest.volumes.give_up(guest.volumes.add(&storages).await.unwrap());
-        assert!(guest.cache().join("file").exists());
-        assert_eq!(guest.volumes.paths(), [guest.cache()]);
-
-        guest.volumes.clear();
-        assert!(!guest.cache().exists() && guest.volumes.paths().is_empty());
-    }
-
-    #[tokio::test]
-    async fn a_creation_that_fails_takes_its_volumes_along_unless_another_waits_for_them() {
-        let guest = Guest::new();
-        let (first, second) = (
-            guest.volumes.add(&[guest.local(CACHE)]).await.unwrap(),
-            guest.volumes.add(&[guest.local(CACHE)]).await.unwrap(),
-        );
-        guest.volumes.give_up(first);
-        assert!(guest.cache().exists());
-        guest.volumes.give_up(second);
-        assert!(!guest.cache().exists());
-
-        let bad = Storage { driver: "9p".into(), ..guest.local("sandbox/ephemeral/other") };
-        assert!(guest.volumes.add(&[guest.local(CACHE), bad]).await.is_err());
-        assert!(!guest.cache().exists());
-    }
-
-    #[tokio::test]
-    async fn no_volume_lies_in_another_or_behind_a_link() {
-        let guest = Guest::new();
-        guest.volumes.keep(guest.volumes.add(&[guest.local(CACHE)]).await.unwrap());
-        // What a container that has the volume could do.
-        std::os::unix::fs::symlink(guest.root.path(), guest.cache().join("out")).unwrap();
-        for place in ["sandbox/ephemeral/cache/out/c2", "sandbox/ephemeral/cache/inner", "sandbox/ephemeral"] {
-            assert!(guest.volumes.add(&[guest.local(place)]).await.is_err(), "{place}");
-        }
-        let same = guest.volumes.add(&[guest.local("sandbox/ephemeral/cache/.")]).await.unwrap();
-        guest.volumes.give_up(same);
-        // What a copied folder may hold.
-        std::fs::create_dir_all(guest.root.path().join("shared/containers")).unwrap();
-        std::os::unix::fs::symlink(guest.root.path(), guest.root.path().join("shared/containers/link")).unwrap();
-        assert!(guest.volumes.add(&[guest.local("shared/containers/link/c2")]).await.is_err());
-        assert!(!guest.root.path().join("c2").exists() && !guest.cache().join("inner").exists());
-        assert_eq!(guest.volumes.paths(), [guest.cache()]);
-    }
-}

@@ -5,7 +5,7 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use agent::{Agent, AgentConfig, AgentEvent, ImageError, Images, Policy, PulledImage, ResolvedImage};
+use agent::{Agent, AgentConfig, AgentEvent, ImageError, ImageProcess, Images, Policy, PulledImage, ResolvedImage};
 use async_trait::async_trait;
 use protobuf::MessageField;
 use ttrpc::{Code, context};
@@ -28,7 +28,8 @@ impl Images for Registry {
         if reference.contains("missing") {
             return Err(ImageError("resolve: no such image; next: check the reference".into()));
         }
-        Ok(ResolvedImage { reference: reference.into(), digest: DIGEST.into() })
+        let process = ImageProcess { args: vec!["/app".into(), "serve".into()], ..Default::default() };
+        Ok(ResolvedImage { reference: reference.into(), digest: DIGEST.into(), process })
     }
 
     async fn pull(&self, image: &ResolvedImage, _: &Path) -> Result<PulledImage, ImageError> {
@@ -57,6 +58,7 @@ impl Guest {
             policy,
             images: registry.clone(),
             secrets: None,
+            disks: None,
             helper: "/bin/false".into(),
             root: folder.path().join("root"),
             resolv_conf: Some(folder.path().join("resolv.conf")),
@@ -174,6 +176,72 @@ async fn the_policy_comes_before_everything_else() {
     assert_eq!(refusal(guest.agent.wait_process(context::with_timeout(0), &wait).await).0, Code::INVALID_ARGUMENT);
     let start = StartContainerRequest { container_id: "c1".into(), ..Default::default() };
     assert_eq!(refusal(guest.agent.start_container(context::with_timeout(0), &start).await).0, Code::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn what_this_guest_does_not_do_it_says() {
+    let rules = [
+        "AddSwap",
+        "AddSwapPath",
+        "ResizeVolume",
+        "MemHotplugByProbe",
+        "VolumeStats",
+        "SetGuestDateTime",
+        "GetDiagnosticData",
+    ];
+    let rules = rules.map(|rule| format!("{rule}Request := true\n")).concat();
+    let guest = Guest::with_rules(&(rules + "MemAgentMemcgConfig := true\nUpdateEphemeralMountsRequest := true")).await;
+    let now = || context::with_timeout(0);
+
+    let (code, text) = refusal(guest.agent.add_swap(now(), &AddSwapRequest::new()).await);
+    assert_eq!((code, text.contains("never swaps")), (Code::FAILED_PRECONDITION, true), "{text}");
+    assert_eq!(
+        refusal(guest.agent.add_swap_path(now(), &AddSwapPathRequest::new()).await).0,
+        Code::FAILED_PRECONDITION
+    );
+    assert_eq!(refusal(guest.agent.resize_volume(now(), &ResizeVolumeRequest::new()).await).0, Code::UNIMPLEMENTED);
+    assert_eq!(
+        refusal(guest.agent.mem_agent_memcg_set(now(), &MemAgentMemcgConfig::new()).await).0,
+        Code::UNIMPLEMENTED
+    );
+    let probe = MemHotplugByProbeRequest { memHotplugProbeAddr: vec![1 << 40], ..Default::default() };
+    assert_eq!(refusal(guest.agent.mem_hotplug_by_probe(now(), &probe).await).0, Code::FAILED_PRECONDITION);
+    let stats = VolumeStatsRequest { volume_guest_path: "/etc".into(), ..Default::default() };
+    assert_eq!(refusal(guest.agent.get_volume_stats(now(), &stats).await).0, Code::NOT_FOUND);
+    let time = SetGuestDateTimeRequest { Sec: -1, ..Default::default() };
+    assert_eq!(refusal(guest.agent.set_guest_date_time(now(), &time).await).0, Code::INVALID_ARGUMENT);
+    let log = GetDiagnosticDataRequest { log_type: "other".into(), ..Default::default() };
+    assert_eq!(refusal(guest.agent.get_diagnostic_data(now(), &log).await).0, Code::INVALID_ARGUMENT);
+    let mount = Storage {
+        driver: "ephemeral".into(),
+        fstype: "tmpfs".into(),
+        mount_point: "/tmp".into(),
+        ..Default::default()
+    };
+    let mounts = UpdateEphemeralMountsRequest { storages: vec![mount], ..Default::default() };
+    assert_eq!(refusal(guest.agent.update_ephemeral_mounts(now(), &mounts).await).0, Code::INVALID_ARGUMENT);
+}
+
+#[tokio::test]
+async fn the_decision_sees_what_the_image_would_run_and_whose_container_it_is() {
+    let rules = "CreateSandboxRequest := true\n\
+        CreateContainerRequest if { input.image_process.args == [\"/app\", \"serve\"]; not input.guest_pause; input.container_id == \"c1\" }\n\
+        CreateContainerRequest if { input.guest_pause; input.images == {}; input.image_process == null }";
+    let guest = Guest::with_rules(rules).await;
+    guest.agent.create_sandbox(context::with_timeout(0), &CreateSandboxRequest::new()).await.unwrap();
+    let create = guest.container("registry/app:1");
+    let (code, text) = refusal(guest.agent.create_container(context::with_timeout(0), &create).await);
+    assert!(code == Code::INTERNAL && text.contains("the registry is closed"), "{text}");
+
+    // The sandbox container needs no image, and is not asked for one.
+    let mut pause = guest.container("registry/pause:1");
+    let kind = ("io.katacontainers.pkg.oci.container_type".to_owned(), "pod_sandbox".to_owned());
+    pause.OCI.mut_or_insert_default().Annotations.extend([kind]);
+    pause.storages.clear();
+    let (code, text) = refusal(guest.agent.create_container(context::with_timeout(0), &pause).await);
+    assert_eq!(code, Code::INTERNAL, "{text}");
+    assert!(!guest.calls().iter().any(|call| call.contains("pause")), "{:?}", guest.calls());
+    assert!(!guest.folder.path().join("root/c1").exists());
 }
 
 #[tokio::test]

@@ -26,7 +26,16 @@ impl HubImages {
 impl Images for HubImages {
     async fn resolve(&self, reference: &str) -> Result<ResolvedImage, ImageError> {
         let resolved = self.hub.resolve_image(reference).await.map_err(failed)?;
-        let image = ResolvedImage { reference: reference.to_owned(), digest: resolved.digest.clone() };
+        let config = resolved.configuration().await.map_err(|error| ImageError(error.to_string()))?;
+        let config = config.config().clone().unwrap_or_default();
+        let words = |words: &Option<Vec<String>>| words.clone().unwrap_or_default();
+        let process = ImageProcess {
+            args: [words(config.entrypoint()), words(config.cmd())].concat(),
+            env: words(config.env()),
+            cwd: config.working_dir().clone().unwrap_or_default(),
+            user: config.user().clone().unwrap_or_default(),
+        };
+        let image = ResolvedImage { reference: reference.to_owned(), digest: resolved.digest.clone(), process };
         let mut manifests = self.manifests.lock().unwrap_or_else(PoisonError::into_inner);
         if manifests.len() >= MAX_UNDECIDED {
             // The host can ask for images that the policy then denies, as often as it likes.
@@ -51,15 +60,7 @@ impl Images for HubImages {
         let pulled = self.hub.pull_image(&image.reference, &resolved, bundle).await.map_err(failed)?;
         println!("{}", Milestone::Image(pulled.digest.clone()));
 
-        let config = pulled.config.config().clone().unwrap_or_default();
-        let words = |words: &Option<Vec<String>>| words.clone().unwrap_or_default();
-        let process = ImageProcess {
-            args: [words(config.entrypoint()), words(config.cmd())].concat(),
-            env: words(config.env()),
-            cwd: config.working_dir().clone().unwrap_or_default(),
-            user: config.user().clone().unwrap_or_default(),
-        };
-        Ok(PulledImage { digest: pulled.digest, rootfs: pulled.rootfs, process })
+        Ok(PulledImage { digest: pulled.digest, rootfs: pulled.rootfs })
     }
 
     async fn release(&self, bundle: &Path) {

@@ -5,6 +5,7 @@
 
 mod attestation;
 mod binding;
+mod disks;
 mod images;
 mod init;
 mod kernel_modules;

@@ -15,6 +15,7 @@ use wire::milestone::Milestone;
 use workload_api::{Api, Caller, Features, WorkloadApi};
 
 use crate::attestation::AgentAttestation;
+use crate::disks::GuestDisks;
 use crate::images::HubImages;
 use crate::kernel_modules::Group;
 use crate::resources::HubResources;
@@ -39,6 +40,10 @@ async fn run(attester: Attester, initdata: Option<InitData>) -> Result<(), Error
     let aa = file("aa.toml").map(AaConfig::parse).transpose()?.unwrap_or_default();
     let cdh = file("cdh.toml").map(CdhConfig::parse).transpose()?.unwrap_or_default();
 
+    let images = cdh.image.clone().unwrap_or_default().work_dir;
+    // As upstream's agent reads it from the kernel's command line.
+    let integrity = process::kernel_parameter(&process::command_line(), INTEGRITY) != Some("false");
+
     let attestation = Arc::new(AttestationAgent::new(aa, attester, initdata.clone())?);
     let hub = Arc::new(DataHub::new(cdh, Arc::clone(&attestation))?);
     let (drivers, loaded) = watch::channel(false);
@@ -46,6 +51,7 @@ async fn run(attester: Attester, initdata: Option<InitData>) -> Result<(), Error
         policy,
         images: Arc::new(HubImages::new(Arc::clone(&hub))),
         secrets: Some(Arc::new(HubSecrets(Arc::clone(&hub)))),
+        disks: Some(Arc::new(GuestDisks::new(integrity, images))),
         helper: PathBuf::from(init::PROGRAM),
         root: PathBuf::from("/run/kata-containers"),
         resolv_conf: Some(PathBuf::from(init::RESOLV_CONF)),
@@ -181,6 +187,8 @@ pub(crate) enum Error {
 const AGENT: &str = "vsock://-1:1024";
 /// As upstream's agent reads it from the kernel's command line.
 const FEATURES: &str = "agent.guest_components_rest_api";
+/// Whether changes to encrypted disks are noticed; `true` by default.
+const INTEGRITY: &str = "agent.secure_storage_integrity";
 /// A unix socket for the workload API, beside its address; none by default.
 const SOCKET: &str = "cocoon.workload_socket";
 const WORKLOADS: &str = "127.0.0.1:8006";

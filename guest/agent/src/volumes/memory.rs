@@ -3,13 +3,13 @@
 use std::ffi::CString;
 use std::io;
 use std::os::fd::AsFd;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{Gid, Mode, fchmod, fchown};
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 use wire_ttrpc::agent::Storage;
 
-use super::{Error, refused};
+use super::{Error, place, refused};
 use crate::beneath::{Beneath, Owner};
 
 /// A volume that is to be made.
@@ -65,10 +65,7 @@ impl MemoryVolume {
         let failed = |e| Error::Make(self.path.clone(), e);
         let inside = self.path.strip_prefix(root).map_err(|_| failed(io::ErrorKind::InvalidInput.into()))?;
         let root = Beneath::open(root).map_err(failed)?;
-        // Root's, as the agent is.
-        let own =
-            Owner { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw(), mode: 0o755 };
-        let folder = root.folder(inside, own).map_err(failed)?;
+        let folder = root.folder(inside, Owner::agent(0o755)).map_err(failed)?;
         let finish = || -> io::Result<()> {
             let Some(options) = &self.tmpfs else { return self.give(&folder) };
             let options = CString::new(options.as_str())?;
@@ -79,6 +76,17 @@ impl MemoryVolume {
             remove(&self.path);
             failed(error)
         })
+    }
+
+    /// Gives the file system another size; a plain folder has none.
+    pub(super) fn resize(&self) -> Result<(), Error> {
+        let Some(options) = &self.tmpfs else { return Ok(()) };
+        let resize = || -> io::Result<()> {
+            let options = CString::new(options.as_str())?;
+            // The mode stays what it was: it is not among these options.
+            Ok(mount_remount(&self.path, self.flags, options.as_c_str())?)
+        };
+        resize().map_err(|e| Error::Make(self.path.clone(), e))
     }
 
     fn give(&self, folder: impl AsFd) -> io::Result<()> {
@@ -99,20 +107,6 @@ pub(super) fn remove(path: &Path) {
         }
         _ => {}
     }
-}
-
-/// The place of a storage, which is one of those that pods share.
-pub(super) fn place(storage: &Storage, root: &Path) -> Result<PathBuf, Error> {
-    let path: PathBuf = Path::new(&storage.mount_point).components().collect();
-    let plain = path.components().all(|part| !matches!(part, Component::ParentDir | Component::CurDir))
-        && storage.mount_point.len() < 1024
-        && !storage.mount_point.contains('\0');
-    let below = |folder: &str| path.starts_with(root.join(folder)) && path != root.join(folder);
-    let shared = below("sandbox/ephemeral")
-        || below("sandbox/storage")
-        || below("shared/containers")
-        || path == root.join("sandbox/shm");
-    if plain && shared { Ok(path) } else { Err(refused(storage, "its mount point is not one that pods share")) }
 }
 
 #[cfg(test)]

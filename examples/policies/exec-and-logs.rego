@@ -1,0 +1,244 @@
+# Policy of a pod that shows its output to the host, and lets it run the commands that stand here. Images are named by their
+# digest, and each runs the command that is its own. A request without a rule here is denied.
+#
+# The data comes first and the rules follow: to adapt this policy, change the data only.
+package agent_policy
+
+import rego.v1
+
+policy_data := {
+  "containers": [
+    {
+      "image_digest": "sha256:REPLACE_WITH_THE_DIGEST_OF_YOUR_IMAGE",
+      "args": [],
+      "env": [],
+      "uid": 0,
+      "gid": 0,
+      "groups": [0, 10],
+      "mounts": ["/var/run/secrets/kubernetes.io/serviceaccount"]
+    }
+  ],
+  "exec_commands": [],
+  "output_leaves_the_guest": true,
+  "env_patterns": [
+    "^PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin$",
+    "^HOSTNAME=[a-z0-9.-]+$",
+    "^TERM=xterm$",
+    "^[A-Z0-9_]+_SERVICE_(HOST|PORT|PORT_[A-Z0-9_]+)=[a-z0-9:.-]*$",
+    "^[A-Z0-9_]+_PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?=[a-z0-9:/.-]*$"
+  ],
+  "capabilities": [
+    "CAP_AUDIT_WRITE",
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_MKNOD",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_NET_RAW",
+    "CAP_SETFCAP",
+    "CAP_SETGID",
+    "CAP_SETPCAP",
+    "CAP_SETUID",
+    "CAP_SYS_CHROOT"
+  ]
+}
+
+CreateSandboxRequest if {
+	input.guest_hook_path == ""
+	count(input.kernel_modules) == 0
+	not input.sandbox_pidns
+	every storage in input.storages {
+		storage.driver == "ephemeral"
+		storage.fstype == "tmpfs"
+		storage.mount_point == "/run/kata-containers/sandbox/shm"
+	}
+}
+
+UpdateInterfaceRequest if regex.match(`^eth[0-9]{1,2}$`, input.interface.name)
+
+UpdateRoutesRequest := true
+
+AddARPNeighborsRequest := true
+
+# Files of volumes, and those that Kubernetes writes for each container. A link stays in its folder.
+CopyFileRequest if {
+	input.file_type in ["Regular", "Directory", "Symlink"]
+	not startswith(input.symlink_target, "/")
+	not regex.match(`(^|/)\.\.(/|$)`, input.symlink_target)
+}
+
+# The pod's sandbox container: the guest runs a process of its own, whatever the host asks for.
+CreateContainerRequest if {
+	input.guest_pause
+	not input.sandbox_pidns
+	count(input.OCI.Linux.Sysctl) == 0
+}
+
+# The environment is kept, since commands in the container run with it.
+#
+# "images" is what the guest resolved the reference to, and exactly that digest is pulled afterwards. "image_process" is what
+# that image runs by itself.
+CreateContainerRequest := {"allowed": true, "ops": ops} if {
+	not input.guest_pause
+	some container in policy_data.containers
+	count(input.images) == 1
+	some digest in input.images
+	digest == container.image_digest
+	its_command(container, input.OCI.Process)
+	its_world(container)
+	ops := [{"op": "add", "path": concat("/", ["/pstate", input.container_id]), "value": input.OCI.Process.Env}]
+}
+
+# Without arguments the guest takes command, user and folder from the image.
+its_command(container, process) if {
+	process.Args == []
+	container.args == []
+	process.User == null
+	process.Cwd in ["", "/"]
+	known_environment(container, process)
+	few_rights(process)
+}
+
+# containerd writes out what the image says. Then it has to be what the image says, and nothing may be missing.
+its_command(container, process) if {
+	process.Args == input.image_process.args
+	container.args == []
+	every variable in input.image_process.env {
+		variable in process.Env
+	}
+	described(container, process)
+}
+
+its_command(container, process) if {
+	count(container.args) > 0
+	process.Args == container.args
+	described(container, process)
+}
+
+described(container, process) if {
+	known_environment(container, process)
+	its_user(container, process)
+	process.Cwd in [input.image_process.cwd, "", "/"]
+	few_rights(process)
+}
+
+its_user(_, process) if process.User == null
+
+its_user(container, process) if {
+	process.User.UID == container.uid
+	process.User.GID == container.gid
+	every group in process.User.AdditionalGids {
+		group in container.groups
+	}
+}
+
+known_environment(container, process) if {
+	every variable in process.Env {
+		known_variable(container, variable)
+	}
+}
+
+known_variable(container, variable) if variable in container.env
+
+known_variable(_, variable) if variable in input.image_process.env
+
+# What Kubernetes and containerd add, unless the image says otherwise.
+known_variable(_, variable) if {
+	some pattern in policy_data.env_patterns
+	regex.match(pattern, variable)
+	not split(variable, "=")[0] in image_variables
+}
+
+image_variables contains split(variable, "=")[0] if some variable in input.image_process.env
+
+few_rights(process) if {
+	count(process.Rlimits) == 0
+	known_capabilities(process.Capabilities)
+}
+
+known_capabilities(capabilities) if capabilities == null
+
+known_capabilities(capabilities) if {
+	every name in array.concat(capabilities.Bounding, capabilities.Ambient) {
+		name in policy_data.capabilities
+	}
+	every name in array.concat(capabilities.Effective, capabilities.Permitted) {
+		name in policy_data.capabilities
+	}
+	count(capabilities.Inheritable) == 0
+}
+
+its_world(container) if {
+	input.string_user == null
+	not input.sandbox_pidns
+	count(input.devices) == 0
+	count(input.shared_mounts) == 0
+	count(input.OCI.Linux.Sysctl) == 0
+	count(input.OCI.Linux.Devices) == 0
+	count([storage | some storage in input.storages; storage.driver == "image_guest_pull"]) == 1
+	every storage in input.storages {
+		storage.driver in ["image_guest_pull", "ephemeral", "local"]
+	}
+	every mount in input.OCI.Mounts {
+		known_mount(container, mount)
+	}
+}
+
+# Those that are no bind mounts the guest makes its own way.
+known_mount(_, mount) if {
+	not mount.type_ in ["bind", "tmpfs"]
+	not "bind" in mount.options
+	not "rbind" in mount.options
+}
+
+known_mount(_, mount) if mount.destination in ["/dev", "/dev/shm", "/etc/hostname", "/etc/hosts", "/etc/resolv.conf"]
+
+known_mount(_, mount) if mount.destination in ["/dev/termination-log", "/sys/fs/cgroup"]
+
+known_mount(container, mount) if mount.destination in container.mounts
+
+StartContainerRequest := true
+
+WaitProcessRequest := true
+
+SignalProcessRequest := true
+
+UpdateContainerRequest := true
+
+PauseContainerRequest := true
+
+ResumeContainerRequest := true
+
+StatsContainerRequest := true
+
+GetOOMEventRequest := true
+
+default RemoveContainerRequest := true
+
+RemoveContainerRequest := {"allowed": true, "ops": [{"op": "remove", "path": path}]} if {
+	data.pstate[input.container_id]
+	path := concat("/", ["/pstate", input.container_id])
+}
+
+DestroySandboxRequest := true
+
+GuestDetailsRequest := true
+
+TtyWinResizeRequest := true
+
+# A command that the host may run in a container stands in the data, word by word.
+ExecProcessRequest if {
+	input.process.Args in policy_data.exec_commands
+	input.string_user == null
+	few_rights(input.process)
+	every variable in input.process.Env {
+		variable in data.pstate[input.container_id]
+	}
+}
+
+# What containers print, and why they say they ended.
+ReadStreamRequest if policy_data.output_leaves_the_guest
+
+GetDiagnosticDataRequest if policy_data.output_leaves_the_guest

@@ -1,0 +1,331 @@
+//! Real containers, in namespaces of their own: needs root, and a kernel with control groups of version 2.
+//!
+//! This program is its own container image: it is linked statically, so that it runs in an empty root file system.
+//! It plays five parts: the test that `cargo test` starts, the guest's first process in a fresh process namespace,
+//! the agent's helper, the pod's sandbox container, and the program of the containers.
+
+#![allow(clippy::unwrap_used)]
+
+mod lab;
+mod pods;
+
+use std::fs::OpenOptions;
+use std::io::{IsTerminal, Read, Write};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use agent::{AgentEvent, HELPER_ARG, PAUSE_ARG, run_helper, run_pause};
+use ttrpc::{Code, context};
+use wire_ttrpc::agent::*;
+use wire_ttrpc::oci;
+
+use lab::{DIGEST, Lab, refusal};
+use pods::*;
+
+fn main() -> ExitCode {
+    let mut args = std::env::args_os().skip(1);
+    let part = args.next().unwrap_or_default();
+    match part.to_str() {
+        Some(HELPER_ARG) => ExitCode::from(run_helper(args)),
+        Some(PAUSE_ARG) => ExitCode::from(run_pause()),
+        Some(PROGRAM) => program(args.map(|arg| arg.into_string().unwrap()).collect()),
+        Some(GUEST) => guest(),
+        Some("--list") => ExitCode::SUCCESS,
+        _ => test(),
+    }
+}
+
+/// Starts the guest in namespaces of its own.
+fn test() -> ExitCode {
+    if !rustix::process::geteuid().is_root() {
+        println!("containers: skipped, since namespaces take root");
+        return ExitCode::SUCCESS;
+    }
+    let mut command = std::process::Command::new("unshare");
+    command.args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--uts", "--ipc"]);
+    let status = command.arg(std::env::current_exe().unwrap()).arg(GUEST).status().unwrap();
+    println!("containers: {status}");
+    if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn guest() -> ExitCode {
+    use rustix::mount::{MountFlags, mount};
+    if let Err(error) = mount("cgroup", "/sys/fs/cgroup", "cgroup2", MountFlags::empty(), None) {
+        println!("containers: skipped, since there are no control groups of version 2: {error}");
+        return ExitCode::SUCCESS;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let stories = async {
+            a_container_runs_what_its_image_says().await;
+            commands_run_in_a_container_and_end_with_it().await;
+            a_terminal_has_a_size_and_one_stream().await;
+            a_container_that_can_t_be_made_leaves_nothing().await;
+            a_creation_that_its_caller_gave_up_leaves_nothing().await;
+            a_pull_holds_up_nobody_else().await;
+            a_pod_shares_names_memory_and_processes().await;
+            what_the_host_copies_can_be_mounted_and_changed().await;
+            a_paused_container_does_nothing_until_it_goes_on().await;
+        };
+        tokio::time::timeout(DEADLINE, stories).await.expect("the stories end in time");
+    });
+    // The hierarchy of control groups is the machine's own.
+    std::fs::remove_dir("/sys/fs/cgroup/containers").unwrap();
+    ExitCode::SUCCESS
+}
+
+/// What the containers run.
+fn program(args: Vec<String>) -> ExitCode {
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["show"] => {
+            println!("uid {} gid {}", rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+            println!("pid {}", std::process::id());
+            println!("cwd {}", std::env::current_dir().unwrap().display());
+            println!("hostname {}", rustix::system::uname().nodename().to_str().unwrap());
+            println!("mode {}", std::env::var("MODE").unwrap_or_default());
+            println!("hosts {}", std::fs::read_to_string("/etc/hostname").unwrap().trim());
+            println!("resolver {}", std::fs::read_to_string("/etc/resolv.conf").unwrap().trim());
+            println!(
+                "devices {}",
+                Path::new("/dev/null").exists() && OpenOptions::new().write(true).open("/dev/null").is_ok()
+            );
+            println!("sys {}", std::fs::write("/sys/kernel/mm/x", "").is_err());
+            println!(
+                "group {}",
+                std::fs::read_to_string("/proc/self/cgroup").unwrap().lines().any(|line| line == "0::/")
+            );
+            eprintln!("to standard error");
+            ExitCode::from(7)
+        }
+        ["copy"] => {
+            let mut text = String::new();
+            std::io::stdin().read_to_string(&mut text).unwrap();
+            print!("{text}");
+            ExitCode::SUCCESS
+        }
+        ["terminal"] => {
+            println!("terminal {}", std::io::stdin().is_terminal());
+            let mut line = String::new();
+            std::io::stdin().read_line(&mut line).unwrap();
+            let size = rustix::termios::tcgetwinsize(std::io::stdin()).unwrap();
+            println!("size {}x{} after {}", size.ws_row, size.ws_col, line.trim());
+            ExitCode::SUCCESS
+        }
+        ["pod"] => {
+            for namespace in ["ipc", "uts", "pid"] {
+                println!("{namespace} {}", std::fs::read_link(format!("/proc/self/ns/{namespace}")).unwrap().display());
+            }
+            println!("first {}", std::fs::read_to_string("/proc/1/cmdline").unwrap().replace('\0', " "));
+            let note = Path::new("/dev/shm/note");
+            println!("note {}", std::fs::read_to_string(note).unwrap_or_default());
+            std::fs::write(note, "left by another").unwrap();
+            std::fs::write("/dev/termination-log", "why it ended").unwrap();
+            ExitCode::SUCCESS
+        }
+        ["read", path] => {
+            print!("{}", std::fs::read_to_string(path).unwrap());
+            ExitCode::SUCCESS
+        }
+        ["stay"] => {
+            println!("here");
+            std::io::stdout().flush().unwrap();
+            loop {
+                std::thread::park();
+            }
+        }
+        _ => ExitCode::from(99),
+    }
+}
+
+async fn a_container_runs_what_its_image_says() {
+    let mut lab = Lab::start("a").await;
+    lab.create("c1", &[], |request| {
+        request.OCI.mut_or_insert_default().Process.mut_or_insert_default().Env = vec!["MODE=request".into()];
+    })
+    .await
+    .unwrap();
+    lab.expect(AgentEvent::ContainerCreated { id: "c1".into(), digest: Some(DIGEST.into()) }).await;
+    let (code, _) = refusal(lab.create("c1", &[], |_| {}).await);
+    assert_eq!(code, Code::ALREADY_EXISTS);
+
+    lab.start_container("c1").await.unwrap();
+    lab.expect(AgentEvent::ContainerStarted { id: "c1".into() }).await;
+    assert_eq!(refusal(lab.start_container("c1").await).0, Code::FAILED_PRECONDITION);
+    let (first, second) = tokio::join!(lab.wait("c1", ""), lab.wait("c1", "c1"));
+    assert_eq!((first, second), (7, 7));
+    lab.expect(AgentEvent::ContainerEnded { id: "c1".into(), status: 7 }).await;
+
+    let output = lab.read_all("c1", "").await;
+    for line in [
+        "uid 12 gid 34",
+        "pid 1",
+        "cwd /srv",
+        "hostname pod-1",
+        "mode request",
+        "hosts pod-1",
+        "resolver nameserver 10.0.0.10",
+        "devices true",
+        "sys true",
+        "group true",
+    ] {
+        assert!(output.lines().any(|found| found == line), "{line:?} in {output}");
+    }
+    let read = ReadStreamRequest { container_id: "c1".into(), len: 100, ..Default::default() };
+    let errors = lab.agent.read_stderr(context::with_timeout(0), &read).await.unwrap();
+    assert_eq!(errors.data, b"to standard error\n");
+
+    lab.remove("c1", 5).await.unwrap();
+    lab.assert_clean("c1");
+    lab.create("c1", &["/app", PROGRAM, "show"], |_| {}).await.unwrap();
+    lab.end().await;
+}
+
+async fn commands_run_in_a_container_and_end_with_it() {
+    let lab = Lab::start("b").await;
+    lab.create("c1", &["/app", PROGRAM, "stay"], |_| {}).await.unwrap();
+    assert!(lab.exec("c1", "early", &["/app", PROGRAM, "copy"], false).await.is_err(), "nothing runs there yet");
+    lab.start_container("c1").await.unwrap();
+    assert_eq!(lab.read("c1", "").await, "here\n");
+
+    // Streams of a command, both ways.
+    lab.exec("c1", "copy", &["/app", PROGRAM, "copy"], false).await.unwrap();
+    assert_eq!(refusal(lab.exec("c1", "copy", &["/app", PROGRAM, "copy"], false).await).0, Code::ALREADY_EXISTS);
+    lab.write("c1", "copy", b"hello").await;
+    let close = CloseStdinRequest { container_id: "c1".into(), exec_id: "copy".into(), ..Default::default() };
+    lab.agent.close_stdin(context::with_timeout(0), &close).await.unwrap();
+    assert_eq!(lab.read_all("c1", "copy").await, "hello");
+    assert_eq!(lab.wait("c1", "copy").await, 0);
+
+    // What can't be run is an error, and the name is free again.
+    let (_, text) = refusal(lab.exec("c1", "wrong", &["/none"], false).await);
+    assert!(text.contains("/none"), "{text}");
+    lab.exec("c1", "wrong", &["/app", PROGRAM, "stay"], false).await.unwrap();
+    lab.signal("c1", "wrong", 15).await.unwrap();
+    assert_eq!(lab.wait("c1", "wrong").await, 143);
+
+    // A signal that the first process doesn't handle still ends it, and takes its commands along.
+    lab.exec("c1", "other", &["/app", PROGRAM, "stay"], false).await.unwrap();
+    assert_eq!(lab.read("c1", "other").await, "here\n");
+    lab.signal("c1", "", 15).await.unwrap();
+    assert_eq!(lab.wait("c1", "").await, 137);
+    assert_eq!(lab.wait("c1", "other").await, 137);
+    assert_eq!(lab.read_all("c1", "").await, "");
+    lab.signal("c1", "", 9).await.unwrap();
+    assert_eq!(refusal(lab.signal("c1", "", 99).await).0, Code::INVALID_ARGUMENT);
+    lab.remove("c1", 0).await.unwrap();
+    lab.assert_clean("c1");
+    assert_eq!(refusal(lab.remove("c1", 0).await).0, Code::NOT_FOUND);
+
+    // A container that was never started can be removed, and one that runs.
+    lab.create("c2", &["/app", PROGRAM, "stay"], |_| {}).await.unwrap();
+    lab.remove("c2", 5).await.unwrap();
+    lab.create("c3", &["/app", PROGRAM, "stay"], |_| {}).await.unwrap();
+    lab.start_container("c3").await.unwrap();
+    lab.remove("c3", 5).await.unwrap();
+    lab.assert_clean("c3");
+    lab.end().await;
+}
+
+async fn a_terminal_has_a_size_and_one_stream() {
+    let lab = Lab::start("c").await;
+    let id = "t".repeat(128);
+    lab.create(&id, &["/app", PROGRAM, "terminal"], |request| {
+        request.OCI.mut_or_insert_default().Process.mut_or_insert_default().Terminal = true;
+    })
+    .await
+    .unwrap();
+    lab.start_container(&id).await.unwrap();
+    assert_eq!(lab.read(&id, "").await, "terminal true\r\n");
+    let resize = TtyWinResizeRequest { container_id: id.clone(), row: 33, column: 99, ..Default::default() };
+    lab.agent.tty_win_resize(context::with_timeout(0), &resize).await.unwrap();
+    lab.write(&id, "", b"enter\n").await;
+    let output = lab.read_all(&id, "").await;
+    assert!(output.contains("size 33x99 after enter"), "{output}");
+    assert_eq!(lab.wait(&id, "").await, 0);
+    lab.remove(&id, 5).await.unwrap();
+
+    lab.create("c2", &["/app", PROGRAM, "stay"], |_| {}).await.unwrap();
+    lab.start_container("c2").await.unwrap();
+    lab.exec("c2", "e1", &["/app", PROGRAM, "terminal"], true).await.unwrap();
+    assert_eq!(lab.read("c2", "e1").await, "terminal true\r\n");
+    let resize = TtyWinResizeRequest { container_id: "c2".into(), row: 1, column: 2, ..Default::default() };
+    assert_eq!(refusal(lab.agent.tty_win_resize(context::with_timeout(0), &resize).await).0, Code::FAILED_PRECONDITION);
+    lab.end().await;
+}
+
+async fn a_container_that_can_t_be_made_leaves_nothing() {
+    let lab = Lab::start("d").await;
+    let (_, text) = refusal(lab.create("c1", &["/no/such/program"], |_| {}).await);
+    assert!(text.contains("/no/such/program"), "{text}");
+    lab.assert_clean("c1");
+    let (code, _) =
+        refusal(lab.create("c1", &["/app"], |request| request.shared_mounts.push(Default::default())).await);
+    assert_eq!(code, Code::INVALID_ARGUMENT);
+    lab.assert_clean("c1");
+
+    // The volume of a container that failed goes with it, and comes back with one that works.
+    let volume = lab.root.join("sandbox/ephemeral/cache");
+    let with_volume = |request: &mut CreateContainerRequest| {
+        request.storages.push(Storage {
+            driver: "ephemeral".into(),
+            fstype: "tmpfs".into(),
+            mount_point: volume.to_str().unwrap().into(),
+            options: vec!["size=1m".into()],
+            ..Default::default()
+        });
+        request.OCI.mut_or_insert_default().Mounts.push(oci::Mount {
+            destination: "/cache".into(),
+            source: volume.to_str().unwrap().into(),
+            type_: "bind".into(),
+            options: vec!["rbind".into()],
+            ..Default::default()
+        });
+    };
+    assert!(lab.create("c1", &["/no/such/program"], with_volume).await.is_err());
+    assert!(!volume.exists());
+    lab.create("c1", &["/app", PROGRAM, "stay"], with_volume).await.unwrap();
+    assert!(volume.exists());
+    lab.end().await;
+}
+
+async fn a_creation_that_its_caller_gave_up_leaves_nothing() {
+    let lab = Lab::start("e").await;
+    let request = lab.request("slow", &["/app", PROGRAM, "stay"]);
+    let timeout = context::with_duration(Duration::from_millis(200));
+    assert!(lab.agent.create_container(timeout, &request).await.is_err());
+    lab.end().await;
+    // So is one that is still going on when the pod ends.
+    let lab = Lab::start("e, going on").await;
+    let request = lab.request("slow", &["/app", PROGRAM, "stay"]);
+    let slow = tokio::spawn({
+        let agent = lab.agent.clone();
+        async move { agent.create_container(context::with_timeout(0), &request).await }
+    });
+    lab.images.pulling.notified().await;
+    lab.end().await;
+    assert_eq!(refusal(slow.await.unwrap()).0, Code::CANCELLED);
+}
+
+async fn a_pull_holds_up_nobody_else() {
+    let lab = Lab::start("f").await;
+    let request = lab.request("slow", &["/app", PROGRAM, "stay"]);
+    let slow = tokio::spawn({
+        let agent = lab.agent.clone();
+        async move { agent.create_container(context::with_timeout(0), &request).await }
+    });
+    lab.images.pulling.notified().await;
+    lab.create("c1", &["/app", PROGRAM, "show"], |_| {}).await.unwrap();
+    lab.start_container("c1").await.unwrap();
+    assert_eq!(lab.wait("c1", "").await, 7);
+    assert_eq!(refusal(lab.start_container("slow").await).0, Code::FAILED_PRECONDITION);
+    lab.images.proceed.notify_one();
+    slow.await.unwrap().unwrap();
+    lab.end().await;
+}
+
+const PROGRAM: &str = "program";
+const GUEST: &str = "guest";
+/// For all stories together, on a slow machine.
+const DEADLINE: Duration = Duration::from_secs(120);
