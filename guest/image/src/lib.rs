@@ -20,6 +20,7 @@ mod digest;
 mod documents;
 mod encryption;
 mod error;
+mod fetch;
 mod handoff;
 mod header;
 mod layer_dir;
@@ -37,6 +38,7 @@ mod signatures;
 mod sparse;
 mod store;
 mod unpack;
+mod zstd;
 
 #[cfg(test)]
 mod tests;

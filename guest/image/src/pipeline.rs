@@ -7,8 +7,6 @@ use bytes::{Buf as _, Bytes};
 use erofs::VerityRoot;
 use flate2::bufread::MultiGzDecoder;
 use oci_spec::image::Digest;
-use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
-use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
 use tokio::sync::mpsc;
 use wire::layer::Decryptor;
 
@@ -20,110 +18,116 @@ use crate::layer_dir::LayerDir;
 use crate::manifest::LayerPlan;
 use crate::media::{Compression, Content};
 use crate::unpack::{self, Limits, Summary};
+use crate::zstd::{Windows, Zstd};
 
-/// Unpacks the blob that arrives through `chunks` into `directory`, and hands the directory out only when the blob's
-/// digest, its HMAC and its diff id are right. Blocks.
-pub(crate) fn run(
-    plan: &LayerPlan,
-    secrets: Option<LayerSecrets>,
-    chunks: mpsc::Receiver<Bytes>,
-    mut directory: LayerDir,
-) -> Result<LayerDir, Failure> {
-    let verity = verity(plan)?;
-    let chunks = Chunks { chunks, current: Bytes::new(), missing: plan.blob.size() };
-    let mut blob = Hashing::new(chunks, plan.blob.digest());
-    let outcome = match secrets {
-        Some(secrets) => decrypt(&mut blob, plan, &secrets, &directory),
-        None => inflate(&mut blob, plan, &directory),
-    };
-    // Damaged bytes show first in whatever reads them; the digest tells that it was the bytes.
-    directory.summary = checked(outcome, blob, |blob| {
-        blob.finish(plan.blob.digest()).1.map_err(|cause| Failure::new(Stage::Digest, cause))
-    })?;
-    if plan.format.content == Content::Erofs {
-        directory.mount_image(verity.as_ref())?;
-    }
-    Ok(directory)
+/// What is done to the bytes of one layer.
+pub(crate) struct Pipeline<'a> {
+    pub(crate) plan: &'a LayerPlan,
+    pub(crate) secrets: Option<&'a LayerSecrets>,
+    pub(crate) windows: &'a Windows,
 }
 
-/// The hash tree that the manifest binds for a layer's image.
-fn verity(plan: &LayerPlan) -> Result<Option<VerityRoot>, Failure> {
-    if plan.format.content == Content::Archive {
-        return Ok(None);
-    }
-    let refused = |cause: &dyn Display| Failure::advised(Stage::Unpack, format!("the layer's image: {cause}"));
-    let annotations = plan.blob.annotations().as_ref().map(VerityRoot::from_annotations);
-    match annotations.transpose().map_err(|e| refused(&e))?.flatten() {
-        // It would be in a frame of its own, at an offset that the image does not have.
-        Some(_) if plan.format.compression != Compression::None => {
-            Err(refused(&"a hash tree in a compressed layer is not supported; next: push the layer as it is"))
+impl Pipeline<'_> {
+    /// Unpacks the blob that arrives through `chunks` into `directory`, and hands the directory out only when the
+    /// blob's digest, its HMAC and its diff id are right. Blocks.
+    pub(crate) fn run(&self, chunks: mpsc::Receiver<Bytes>, mut directory: LayerDir) -> Result<LayerDir, Failure> {
+        let plan = self.plan;
+        let verity = self.verity()?;
+        let chunks = Chunks { chunks, current: Bytes::new(), missing: plan.blob.size() };
+        let mut blob = Hashing::new(chunks, plan.blob.digest());
+        let outcome = match self.secrets {
+            Some(secrets) => self.decrypt(&mut blob, secrets, &directory),
+            None => self.inflate(&mut blob, &directory),
+        };
+        // Damaged bytes show first in whatever reads them; the digest tells that it was the bytes. What is left of a
+        // blob is bounded, so that even what inflates without end is looked at.
+        let doubtful = |failure: &Failure| failure.blames_content() || failure.stage == Stage::Limit;
+        directory.summary = checked(outcome, doubtful, blob, |blob| {
+            blob.finish(plan.blob.digest()).1.map_err(|cause| Failure::new(Stage::Digest, cause))
+        })?;
+        if plan.format.content == Content::Erofs {
+            directory.mount_image(verity.as_ref())?;
         }
-        root => Ok(root),
+        Ok(directory)
     }
-}
 
-fn decrypt(
-    blob: &mut dyn Read,
-    plan: &LayerPlan,
-    secrets: &LayerSecrets,
-    directory: &LayerDir,
-) -> Result<Summary, Failure> {
-    let failure = |e| Failure::new(Stage::Decrypt, e);
-    let decryptor = Decryptor::new(&secrets.private, &secrets.public).map_err(failure)?;
-    let plaintext: Digest = match secrets.private.digest() {
-        // Not required by the format; the diff id covers the same bytes.
-        "" => plan.diff_id.clone(),
-        text => text.parse().map_err(|_| Failure::new(Stage::Key, "the private options hold no valid digest"))?,
-    };
-    let mut plain = Hashing::new(Decrypting { inner: blob, decryptor }, &plaintext);
-    let outcome = inflate(&mut plain, plan, directory);
-    checked(outcome, plain, |plain| {
-        let (plain, digest) = plain.finish(&plaintext);
-        plain.decryptor.finish().map_err(failure)?;
-        match secrets.private.digest() {
-            "" => Ok(()),
-            _ => digest.map_err(|cause| Failure::new(Stage::Decrypt, format!("the plaintext's digest: {cause}"))),
+    /// The hash tree that the manifest binds for a layer's image.
+    fn verity(&self) -> Result<Option<VerityRoot>, Failure> {
+        if self.plan.format.content == Content::Archive {
+            return Ok(None);
         }
-    })
-}
-
-fn inflate(compressed: &mut dyn Read, plan: &LayerPlan, directory: &LayerDir) -> Result<Summary, Failure> {
-    let compressed = BufReader::with_capacity(BUFFER, compressed);
-    match plan.format.compression {
-        Compression::None => hand_over(compressed, plan, directory),
-        Compression::Gzip => hand_over(MultiGzDecoder::new(compressed), plan, directory),
-        Compression::Zstd => hand_over(Zstd::new(compressed), plan, directory),
+        let refused = |cause: &dyn Display| Failure::advised(Stage::Unpack, format!("the layer's image: {cause}"));
+        let annotations = self.plan.blob.annotations().as_ref().map(VerityRoot::from_annotations);
+        match annotations.transpose().map_err(|e| refused(&e))?.flatten() {
+            // It would be in a frame of its own, at an offset that the image does not have.
+            Some(_) if self.plan.format.compression != Compression::None => {
+                Err(refused(&"a hash tree in a compressed layer is not supported; next: push the layer as it is"))
+            }
+            root => Ok(root),
+        }
     }
-}
 
-/// Unpacks on a thread of its own: with the last layer of an image, or its only one, there is no other work meanwhile.
-fn hand_over(plain: impl Read, plan: &LayerPlan, directory: &LayerDir) -> Result<Summary, Failure> {
-    let limit = plan.blob.size().saturating_mul(MAX_RATIO).saturating_add(FREE_BYTES).min(MAX_BYTES);
-    let bounded = Bounded { inner: Inflating(plain), left: limit, limit };
-    handoff::across(bounded, |blocks| unpack(blocks, plan, directory))
-}
+    fn decrypt(&self, blob: &mut dyn Read, secrets: &LayerSecrets, directory: &LayerDir) -> Result<Summary, Failure> {
+        let failure = |e| Failure::new(Stage::Decrypt, e);
+        let decryptor = Decryptor::new(&secrets.private, &secrets.public).map_err(failure)?;
+        let plaintext: Digest = match secrets.private.digest() {
+            // Not required by the format; the diff id covers the same bytes.
+            "" => self.plan.diff_id.clone(),
+            text => text.parse().map_err(|_| Failure::new(Stage::Key, "the private options hold no valid digest"))?,
+        };
+        let mut plain = Hashing::new(Decrypting { inner: blob, decryptor }, &plaintext);
+        let outcome = self.inflate(&mut plain, directory);
+        checked(outcome, Failure::blames_content, plain, |plain| {
+            let (plain, digest) = plain.finish(&plaintext);
+            plain.decryptor.finish().map_err(failure)?;
+            match secrets.private.digest() {
+                "" => Ok(()),
+                _ => digest.map_err(|cause| Failure::new(Stage::Decrypt, format!("the plaintext's digest: {cause}"))),
+            }
+        })
+    }
 
-fn unpack(blocks: Blocks, plan: &LayerPlan, directory: &LayerDir) -> Result<Summary, Failure> {
-    let mut content = Hashing::new(blocks, &plan.diff_id);
-    let outcome = match plan.format.content {
-        Content::Archive => unpack::unpack(&mut content, directory.path(), Limits::default()),
-        Content::Erofs => directory.keep_image(&mut content),
-    };
-    checked(outcome, content, |content| {
-        content.finish(&plan.diff_id).1.map_err(|cause| Failure::new(Stage::DiffId, cause))
-    })
+    fn inflate(&self, compressed: &mut dyn Read, directory: &LayerDir) -> Result<Summary, Failure> {
+        let compressed = BufReader::with_capacity(BUFFER, compressed);
+        match self.plan.format.compression {
+            Compression::None => self.hand_over(compressed, directory),
+            Compression::Gzip => self.hand_over(MultiGzDecoder::new(compressed), directory),
+            Compression::Zstd => self.hand_over(Zstd::new(compressed, self.windows), directory),
+        }
+    }
+
+    /// Unpacks on a thread of its own: with the last layer of an image, or its only one, there is no other work
+    /// meanwhile.
+    fn hand_over(&self, plain: impl Read, directory: &LayerDir) -> Result<Summary, Failure> {
+        let limit = self.plan.blob.size().saturating_mul(MAX_RATIO).saturating_add(FREE_BYTES).min(MAX_BYTES);
+        let bounded = Bounded { inner: Inflating(plain), left: limit, limit };
+        handoff::across(bounded, |blocks| self.unpack(blocks, directory))
+    }
+
+    fn unpack(&self, blocks: Blocks, directory: &LayerDir) -> Result<Summary, Failure> {
+        let plan = self.plan;
+        let mut content = Hashing::new(blocks, &plan.diff_id);
+        let outcome = match plan.format.content {
+            Content::Archive => unpack::unpack(&mut content, directory.path(), Limits::default()),
+            Content::Erofs => directory.keep_image(&mut content),
+        };
+        checked(outcome, Failure::blames_content, content, |content| {
+            content.finish(&plan.diff_id).1.map_err(|cause| Failure::new(Stage::DiffId, cause))
+        })
+    }
 }
 
 /// Reads a stage to its end and makes its final check.
 ///
-/// If the stage above failed in a way that damaged or foreign bytes explain, the check decides which it was. Any other
-/// failure stands, and nothing more is read.
+/// If the stage above failed in a way that is doubtful, since damaged or foreign bytes explain it as well, the check
+/// decides which it was. Any other failure stands, and nothing more is read.
 fn checked<T, R: Read>(
     outcome: Result<T, Failure>,
+    doubtful: impl Fn(&Failure) -> bool,
     mut reader: R,
     check: impl FnOnce(R) -> Result<(), Failure>,
 ) -> Result<T, Failure> {
-    if outcome.as_ref().is_err_and(|failure| !failure.blames_content()) {
+    if outcome.as_ref().is_err_and(|failure| !doubtful(failure)) {
         return outcome;
     }
     match (io::copy(&mut reader, &mut io::sink()), outcome) {
@@ -202,62 +206,8 @@ impl<R: Read> Read for Bounded<R> {
     }
 }
 
-/// All frames of a zstd stream, skippable ones left out.
-struct Zstd<R> {
-    source: R,
-    decoder: FrameDecoder,
-    in_frame: bool,
-}
-
-impl<R: io::BufRead> Zstd<R> {
-    fn new(source: R) -> Self {
-        let mut decoder = FrameDecoder::new();
-        decoder.set_max_window_size(MAX_ZSTD_WINDOW);
-        Self { source, decoder, in_frame: false }
-    }
-
-    /// Begins the next frame; false at the end of the stream.
-    fn begin(&mut self) -> io::Result<bool> {
-        while !self.source.fill_buf()?.is_empty() {
-            match self.decoder.init(&mut self.source) {
-                Ok(()) => {
-                    self.in_frame = true;
-                    return Ok(true);
-                }
-                Err(FrameDecoderError::ReadFrameHeaderError(ReadFrameHeaderError::SkipFrame { length, .. })) => {
-                    io::copy(&mut (&mut self.source).take(length.into()), &mut io::sink())?;
-                }
-                Err(e) => return Err(io::Error::other(e)),
-            }
-        }
-        Ok(false)
-    }
-}
-
-impl<R: io::BufRead> Read for Zstd<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        loop {
-            if !self.in_frame && !self.begin()? {
-                return Ok(0);
-            }
-            while self.decoder.can_collect() == 0 && !self.decoder.is_finished() {
-                self.decoder
-                    .decode_blocks(&mut self.source, BlockDecodingStrategy::UptoBlocks(1))
-                    .map_err(io::Error::other)?;
-            }
-            let count = self.decoder.read(buffer)?;
-            if count > 0 || buffer.is_empty() {
-                return Ok(count);
-            }
-            self.in_frame = false;
-        }
-    }
-}
-
 const BUFFER: usize = 64 << 10;
 /// gzip reaches 1032 with nothing but zeros.
 const MAX_RATIO: u64 = 1000;
 const FREE_BYTES: u64 = 64 << 20;
 const MAX_BYTES: u64 = 64 << 30;
-/// What zstd's highest ordinary levels use is 8 MiB.
-const MAX_ZSTD_WINDOW: u64 = 64 << 20;

@@ -14,14 +14,15 @@ use crate::config::ImageConfig;
 use crate::documents::{Document, Documents, FilesAlone, Library};
 use crate::encryption::{self, LayerKeys};
 use crate::error::{Error, Failure, Stage};
+use crate::fetch::{LayerFetch, Never};
 use crate::layer_dir::LayerDir;
 use crate::manifest::{LayerPlan, Resolved};
 use crate::overlay::Overlay;
-use crate::pipeline;
 use crate::registries::RegistryConfig;
 use crate::registry::{Clients, Patience, Session};
 use crate::signatures::Signatures;
 use crate::store::{Contents, Layer, Store};
+use crate::zstd::Windows;
 
 /// Pulls images and owns everything that they occupy in the work directory.
 ///
@@ -32,6 +33,7 @@ pub struct Puller {
     keys: Arc<dyn LayerKeys>,
     library: Library,
     store: Store,
+    windows: Arc<Windows>,
 }
 
 /// An image that is ready to run.
@@ -84,7 +86,7 @@ impl Puller {
         config.validate()?;
         let clients = Arc::new(Clients::new(&config, patience)?);
         let store = Store::open(&config.work_dir)?;
-        Ok(Self { config, clients, keys, library: Library::new(documents), store })
+        Ok(Self { config, clients, keys, library: Library::new(documents), store, windows: Arc::default() })
     }
 
     /// Finds the manifest that a reference stands for, at its registry or a mirror, through an index if need be.
@@ -231,9 +233,9 @@ impl Puller {
         })
     }
 
-    /// Fetches and unpacks one layer: the network here, everything else on a thread of its own.
+    /// Fetches and unpacks one layer once it is its turn.
     ///
-    /// `working` is held until that thread has ended.
+    /// `working` is held until no thread works on it any more.
     async fn layer(
         &self,
         resolved: &Resolved,
@@ -243,37 +245,18 @@ impl Puller {
     ) -> Result<LayerDir, Failure> {
         let _permit = permits.acquire().await.map_err(|e| Failure::new(Stage::Fetch, e))?;
         let secrets = match plan.format.encrypted {
-            true => Some(encryption::secrets(&*self.keys, plan.blob.annotations().as_ref()).await?),
+            true => Some(encryption::secrets(&*self.keys, plan.blob.annotations().as_ref()).await?.into()),
             false => None,
         };
-        let directory = self
-            .store
-            .new_layer_dir()
-            .map_err(|e| Failure::new(Stage::Unpack, format!("{}: {e}", self.store.root().display())))?;
-        let (sink, chunks) = mpsc::channel(CHUNKS);
-        let work = {
-            let plan = plan.clone();
-            spawn_blocking(move || (pipeline::run(&plan, secrets, chunks, directory), working))
-        };
-        let fetch = resolved.session.blob(&resolved.from.sources, plan.blob.digest(), plan.blob.size(), sink);
-        let (fetched, unpacked) = tokio::join!(fetch, work);
-        // If the network failed, the pipeline only saw a short stream.
-        fetched.map_err(|e| Failure::advised(Stage::Fetch, e))?;
-        unpacked.map_err(|e| Failure::new(Stage::Unpack, e))?.0
+        LayerFetch { resolved, plan, store: &self.store, windows: &self.windows, secrets, working }.run().await
     }
 }
-
-/// The message of a channel whose only message is its end.
-enum Never {}
 
 /// A layer that occurs again further up is hidden entirely by it, and overlayfs takes each directory only once.
 fn stack(layers: &[Layer]) -> Vec<Layer> {
     let again = |(index, layer): &(usize, &Layer)| !layers[index + 1..].iter().any(|above| Arc::ptr_eq(above, layer));
     layers.iter().enumerate().filter(again).map(|(_, layer)| layer.clone()).collect()
 }
-
-/// A chunk is what one read of the connection gave: 16 KiB from afar, and up to 400 KiB from a registry that is close.
-const CHUNKS: usize = 2;
 
 #[cfg(test)]
 mod tests {

@@ -7,6 +7,7 @@ mod access;
 mod blob;
 mod client;
 pub(crate) mod error;
+mod pace;
 mod tls;
 
 use std::collections::HashMap;
@@ -28,6 +29,7 @@ use access::Authorization;
 pub(crate) use client::{Clients, Patience};
 pub use error::RegistryError;
 use error::{Attempt, blames_certificate, causes, explanation};
+use pace::Pace;
 
 /// Speaks to registries for one pull: with the accounts, mirrors and tokens of that pull and of no other.
 pub(crate) struct Session {
@@ -228,8 +230,8 @@ impl Session {
     }
 
     async fn bounded(&self, reference: &Reference, mut response: Response, limit: u64) -> Result<Bytes, RegistryError> {
-        let mut body = BytesMut::new();
-        while let Some(chunk) = response.chunk().await.map_err(|e| self.classify(reference, e))? {
+        let (mut body, mut pace) = (BytesMut::new(), Pace::default());
+        while let Some(chunk) = self.chunk(reference, &mut response, &mut pace).await? {
             if (body.len() + chunk.len()) as u64 > limit {
                 return Err(RegistryError::TooLong { registry: reference.registry().to_owned(), limit });
             }

@@ -7,8 +7,16 @@ use reqwest::header::{CONTENT_RANGE, RANGE};
 use tokio::sync::mpsc;
 
 use super::error::Attempt;
+use super::pace::{PROGRESS, Pace};
 use super::{RegistryError, Session, TRIES, header};
 use crate::registries::Source;
+
+/// What became of a blob.
+pub(crate) struct Delivery<'s> {
+    /// Whose bytes were handed on, or were too many, each once.
+    pub(crate) from: Vec<&'s Source>,
+    pub(crate) outcome: Result<(), RegistryError>,
+}
 
 impl Session {
     /// Streams exactly `size` bytes of a blob into `sink`.
@@ -17,13 +25,26 @@ impl Session {
     /// what arrives and never sees a byte twice. A source that refuses is not asked again, one that fails is asked
     /// after the others, and after a pause once all have failed. Patience begins anew with each [`PROGRESS`].
     ///
-    /// Returns early and without an error once nobody reads from `sink` any more.
-    pub(crate) async fn blob(
+    /// Ends early and without an error once nobody reads from `sink` any more.
+    pub(crate) async fn blob<'s>(
         &self,
-        sources: &[Source],
+        sources: &'s [Source],
         digest: &Digest,
         size: u64,
         sink: mpsc::Sender<Bytes>,
+    ) -> Delivery<'s> {
+        let mut from = Vec::new();
+        let outcome = self.joined(sources, digest, size, &sink, &mut from).await;
+        Delivery { from, outcome }
+    }
+
+    async fn joined<'s>(
+        &self,
+        sources: &'s [Source],
+        digest: &Digest,
+        size: u64,
+        sink: &mpsc::Sender<Bytes>,
+        from: &mut Vec<&'s Source>,
     ) -> Result<(), RegistryError> {
         let mut said: Vec<Option<RegistryError>> = vec![None; sources.len()];
         let (mut offset, mut mark, mut round) = (0, 0, 0);
@@ -32,9 +53,15 @@ impl Session {
                 if last.as_ref().is_some_and(|error| !error.is_transient()) {
                     continue;
                 }
-                let Err(error) = self.stream(source, digest, size, &mut offset, &sink).await else { return Ok(()) };
+                let before = offset;
+                let outcome = self.stream(source, digest, size, &mut offset, sink).await;
+                let too_long = matches!(outcome, Err(RegistryError::TooLong { .. }));
+                if (offset > before || too_long) && !from.iter().any(|known| std::ptr::eq(*known, source)) {
+                    from.push(source);
+                }
+                let Err(error) = outcome else { return Ok(()) };
                 tracing::warn!(blob = %digest, offset, %error, "blob stream broke");
-                if matches!(error, RegistryError::TooLong { .. }) {
+                if too_long {
                     // What has been handed on can't be taken back.
                     return Err(error);
                 }
@@ -81,7 +108,8 @@ impl Session {
             skip = *offset;
         }
 
-        while let Some(mut chunk) = response.chunk().await.map_err(|e| self.classify(reference, e))? {
+        let mut pace = Pace::default();
+        while let Some(mut chunk) = self.chunk(reference, &mut response, &mut pace).await? {
             if skip > 0 {
                 let count = skip.min(chunk.len() as u64);
                 skip -= count;
@@ -109,8 +137,6 @@ impl Session {
 fn range_start(value: &str) -> Option<u64> {
     value.trim().strip_prefix("bytes ")?.split('-').next()?.trim().parse().ok()
 }
-
-const PROGRESS: u64 = 1 << 20;
 
 #[cfg(test)]
 mod tests {

@@ -29,6 +29,8 @@ pub(crate) struct Patience {
     pub(crate) connect: Duration,
     /// The longest silence on an open connection.
     pub(crate) stall: Duration,
+    /// The longest wait for each MiB of a body, or for what is less.
+    pub(crate) progress: Duration,
     /// The pause after the first failure; each further one is four times as long.
     pub(crate) backoff: Duration,
     /// The longest pause that a registry may ask for.
@@ -79,6 +81,7 @@ impl Default for Patience {
         Self {
             connect: Duration::from_secs(10),
             stall: Duration::from_secs(30),
+            progress: Duration::from_secs(60),
             backoff: Duration::from_millis(200),
             retry_after: Duration::from_secs(60),
         }

@@ -39,6 +39,19 @@ pub enum RegistryError {
         /// How long was waited.
         seconds: f32,
     },
+    /// The connection is not silent, and gets nowhere either.
+    #[error(
+        "registry {registry} sent only {bytes} bytes in {seconds} seconds; next: check the guest's network and the \
+         registry's load, or name a mirror that is closer in registry_config"
+    )]
+    Slow {
+        /// Host and port.
+        registry: String,
+        /// What came.
+        bytes: u64,
+        /// How long was waited.
+        seconds: f32,
+    },
     /// The connection broke, or the registry failed.
     #[error("registry {registry} failed: {cause}; next: try again, or check the registry's log")]
     Broken {
@@ -98,7 +111,10 @@ pub enum RegistryError {
         registry: String,
     },
     /// The document is not the one that was asked for.
-    #[error("registry {registry} sent other bytes than asked for: {cause}; next: push the image again")]
+    #[error(
+        "registry {registry} sent other bytes than asked for: {cause}; next: it or a proxy altered them: push the image \
+         again or pull it from another registry"
+    )]
     Digest {
         /// Host and port.
         registry: String,
@@ -159,9 +175,25 @@ impl RegistryError {
         }
     }
 
+    /// Whether bytes came that have another digest.
+    pub(crate) fn is_wrong_digest(&self) -> bool {
+        match self {
+            Self::Digest { .. } => true,
+            Self::Nobody { attempts } => attempts.iter().any(|attempt| attempt.cause.is_wrong_digest()),
+            _ => false,
+        }
+    }
+
     /// Whether another try may help.
     pub(super) fn is_transient(&self) -> bool {
-        matches!(self, Self::Unreachable { .. } | Self::Stalled { .. } | Self::Broken { .. } | Self::Busy { .. })
+        matches!(
+            self,
+            Self::Unreachable { .. }
+                | Self::Stalled { .. }
+                | Self::Slow { .. }
+                | Self::Broken { .. }
+                | Self::Busy { .. }
+        )
     }
 
     /// How long the registry wants to be left alone.

@@ -72,6 +72,22 @@ async fn a_registry_that_does_not_deliver_is_named_with_its_fault() {
 }
 
 #[tokio::test]
+async fn a_registry_that_only_dribbles_is_given_up() {
+    // Silence can't be the reason: there is never enough of it.
+    let patience = Patience { stall: Duration::from_secs(600), progress: Duration::from_millis(500), ..PATIENCE };
+    for words in ["/manifests/", "/blobs/"] {
+        let registry = RegistryDouble::with(&[Layer::gzip(&archive())]).await.with_fault(Fault::Dribble(words));
+        let guest = Guest::build(&registry, KEK, patience, |_, _| {});
+
+        let error = guest.unpack(&registry).await.unwrap_err().to_string();
+
+        assert!(error.contains(&format!("registry {} sent only ", registry.host())), "{error}");
+        assert!(error.contains(" bytes in 0.5 seconds; next: "), "{error}");
+        assert_eq!(guest.layer_dirs(), 0);
+    }
+}
+
+#[tokio::test]
 async fn a_range_that_was_not_asked_for_is_not_appended() {
     let registry = RegistryDouble::with(&[Layer::gzip(&archive())]).await;
     let registry = registry.with_fault(Fault::Cut { answers: 1, after: 60_000 }).with_fault(Fault::WrongRange);

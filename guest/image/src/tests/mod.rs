@@ -37,6 +37,7 @@ const KEK: [u8; 32] = [9; 32];
 const PATIENCE: Patience = Patience {
     connect: Duration::from_secs(5),
     stall: Duration::from_millis(200),
+    progress: Duration::from_secs(60),
     backoff: Duration::from_millis(1),
     retry_after: Duration::from_millis(5),
 };
@@ -63,21 +64,26 @@ impl Guest {
     }
 
     fn with_key(registry: &RegistryDouble, kek: [u8; 32]) -> Self {
-        Self::build(registry, kek, |_, _| {})
+        Self::build(registry, kek, PATIENCE, |_, _| {})
     }
 
     /// With a change of the configuration, which finds the guest's folder beside it.
     fn with(registry: &RegistryDouble, change: impl FnOnce(&mut ImageConfig, &Path)) -> Self {
-        Self::build(registry, KEK, change)
+        Self::build(registry, KEK, PATIENCE, change)
     }
 
-    fn build(registry: &RegistryDouble, kek: [u8; 32], change: impl FnOnce(&mut ImageConfig, &Path)) -> Self {
+    fn build(
+        registry: &RegistryDouble,
+        kek: [u8; 32],
+        patience: Patience,
+        change: impl FnOnce(&mut ImageConfig, &Path),
+    ) -> Self {
         let folder = TempDir::new().unwrap();
         let mut config = ImageConfig { work_dir: folder.path().join("work"), ..Default::default() };
         let document = format!("[[registry]]\nlocation = \"{}\"\ninsecure = true\n", registry.host());
         config.registry_config = Some(RegistryConfig::parse(&document).unwrap());
         change(&mut config, folder.path());
-        let puller = Puller::with_patience(config, Arc::new(Hub(kek)), Arc::new(FilesAlone), PATIENCE).unwrap();
+        let puller = Puller::with_patience(config, Arc::new(Hub(kek)), Arc::new(FilesAlone), patience).unwrap();
         Self { puller, folder }
     }
 

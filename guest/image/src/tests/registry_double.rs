@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -24,6 +25,8 @@ pub(super) enum Fault {
     Cut { answers: usize, after: usize },
     /// Every answer stays silent after so many bytes.
     Stall { after: usize },
+    /// The bodies of all answers to paths with these words come byte by byte and never end in time.
+    Dribble(&'static str),
     /// Ranges are answered with the whole blob.
     NoRanges,
     /// Ranges are answered with another range.
@@ -185,7 +188,7 @@ async fn answer(stream: impl AsyncRead + AsyncWrite + Unpin, state: Arc<Mutex<St
     let authorization = header("authorization");
     let mut form = vec![0; header("content-length").and_then(|length| length.parse().ok()).unwrap_or(0)];
     stream.read_exact(&mut form).await.ok()?;
-    let (response, stall) = {
+    let (response, rest) = {
         let mut state = state.lock().unwrap();
         state.ranges.extend(header("range"));
         state.forms.extend(Some(String::from_utf8(form).ok()?).filter(|form| !form.is_empty()));
@@ -194,12 +197,30 @@ async fn answer(stream: impl AsyncRead + AsyncWrite + Unpin, state: Arc<Mutex<St
     };
     stream.write_all(&response).await.ok()?;
     stream.flush().await.ok()?;
-    if stall {
+    match rest {
+        Rest::Nothing => {}
         // Until the other side gives up.
-        let mut line = String::new();
-        stream.read_line(&mut line).await.ok()?;
+        Rest::Silence => {
+            let mut line = String::new();
+            stream.read_line(&mut line).await.ok()?;
+        }
+        Rest::Dribble(body) => {
+            let mut ticks = tokio::time::interval(DRIP);
+            for byte in body {
+                ticks.tick().await;
+                stream.write_all(&[byte]).await.ok()?;
+                stream.flush().await.ok()?;
+            }
+        }
     }
     Some(())
+}
+
+/// What follows an answer.
+enum Rest {
+    Nothing,
+    Silence,
+    Dribble(Vec<u8>),
 }
 
 fn respond(
@@ -208,7 +229,7 @@ fn respond(
     range: Option<String>,
     authorization: Option<String>,
     port: u16,
-) -> (Vec<u8>, bool) {
+) -> (Vec<u8>, Rest) {
     let head = |status: &str, rest: &str, length: usize| {
         format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n{rest}\r\n").into_bytes()
     };
@@ -217,7 +238,7 @@ fn respond(
             && *answers > 0
         {
             *answers -= 1;
-            return (head("429 Too Many Requests", header, 0), false);
+            return (head("429 Too Many Requests", header, 0), Rest::Nothing);
         }
     }
     let faults = state.faults.clone();
@@ -227,30 +248,33 @@ fn respond(
             _ => None,
         };
         if let Some(location) = faults.iter().find_map(elsewhere) {
-            return (head("307 Temporary Redirect", &location, 0), false);
+            return (head("307 Temporary Redirect", &location, 0), Rest::Nothing);
         }
         let body = json!({ "token": format!("for {}", authorization.as_deref().unwrap_or("anybody")) }).to_string();
-        return ([head("200 OK", "", body.len()), body.into_bytes()].concat(), false);
+        return ([head("200 OK", "", body.len()), body.into_bytes()].concat(), Rest::Nothing);
     }
     let token = |fault: &Fault| matches!(fault, Fault::Token | Fault::TokenElsewhere(_));
     if faults.iter().any(token) && authorization.is_none() {
         let challenge = format!("WWW-Authenticate: Bearer realm=\"http://127.0.0.1:{port}/token\",service=\"s\"\r\n");
-        return (head("401 Unauthorized", &challenge, 0), false);
+        return (head("401 Unauthorized", &challenge, 0), Rest::Nothing);
     }
     let refused = |fault: &Fault| match fault {
         Fault::Login(login) => authorization != Some(format!("Basic {}", STANDARD.encode(login))),
         _ => false,
     };
     if faults.iter().any(refused) {
-        return (head("401 Unauthorized", "WWW-Authenticate: Basic realm=\"r\"\r\n", 0), false);
+        return (head("401 Unauthorized", "WWW-Authenticate: Basic realm=\"r\"\r\n", 0), Rest::Nothing);
     }
     let Some((media_type, mut bytes)) = state.documents.get(path).cloned() else {
-        return (head("404 Not Found", "", 0), false);
+        return (head("404 Not Found", "", 0), Rest::Nothing);
     };
     let content_type = format!("Content-Type: {media_type}\r\n");
+    if faults.iter().any(|fault| matches!(fault, Fault::Dribble(words) if path.contains(words))) {
+        return (head("200 OK", &content_type, bytes.len()), Rest::Dribble(bytes));
+    }
     // Only layers are spoilt: the configuration must arrive for a test to get that far.
     if !path.contains("/blobs/") || media_type == CONFIG {
-        return ([head("200 OK", &content_type, bytes.len()), bytes].concat(), false);
+        return ([head("200 OK", &content_type, bytes.len()), bytes].concat(), Rest::Nothing);
     }
 
     let mut start = range.and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse::<usize>().ok());
@@ -263,7 +287,7 @@ fn respond(
             Fault::Surplus => bytes.push(0),
             Fault::Redirect(to) => {
                 let location = format!("Location: {to}{path}\r\n");
-                return (head("307 Temporary Redirect", &location, 0), false);
+                return (head("307 Temporary Redirect", &location, 0), Rest::Nothing);
             }
             _ => {}
         }
@@ -283,14 +307,15 @@ fn respond(
             }
             Fault::Stall { after } => {
                 bytes.truncate(*after);
-                return ([head, bytes].concat(), true);
+                return ([head, bytes].concat(), Rest::Silence);
             }
             _ => {}
         }
     }
-    ([head, bytes].concat(), false)
+    ([head, bytes].concat(), Rest::Nothing)
 }
 
+const DRIP: Duration = Duration::from_millis(10);
 /// How a client begins that expects TLS.
 const TLS_HANDSHAKE: u8 = 0x16;
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";

@@ -13,7 +13,7 @@ fn layer() -> Layer {
 }
 
 /// An image at a registry that exists in the configuration alone, with these places to find it.
-fn remapped(document: &str) -> impl FnOnce(&mut ImageConfig, &Path) {
+fn remapped(document: &str) -> impl FnOnce(&mut ImageConfig, &Path) + use<> {
     let document = RegistryConfig::parse(document).unwrap();
     |config, _| config.registry_config = Some(document)
 }
@@ -68,6 +68,73 @@ async fn a_blob_goes_on_at_the_next_mirror() {
     assert_eq!(unpack(&guest, "origin.test/app:v1").await.unwrap(), "hello");
 
     assert_eq!(origin.ranges(), ["bytes=60000-"]);
+}
+
+/// `origin.test` at `origin`, behind these mirrors.
+fn behind(mirrors: &[&RegistryDouble], origin: &RegistryDouble) -> impl FnOnce(&mut ImageConfig, &Path) + use<> {
+    let place = |registry: &RegistryDouble| format!("location = \"{}\"\ninsecure = true\n", registry.host());
+    let mirrors: String = mirrors.iter().map(|mirror| format!("[[registry.mirror]]\n{}", place(mirror))).collect();
+    remapped(&format!("[[registry]]\nprefix = \"origin.test\"\n{}{mirrors}", place(origin)))
+}
+
+#[tokio::test]
+async fn a_layer_with_wrong_bytes_is_taken_from_the_next_source() {
+    let origin = RegistryDouble::with(&[layer()]).await;
+    for fault in [Fault::LastByte, Fault::Surplus] {
+        let mirror = RegistryDouble::with(&[layer()]).await.with_fault(fault.clone());
+        let guest = Guest::with(&origin, behind(&[&mirror], &origin));
+        let seen = blobs(&origin);
+
+        assert_eq!(unpack(&guest, "origin.test/app:v1").await.unwrap(), "hello", "{fault:?}");
+
+        // The layer, the whole of it; the configuration came from the mirror. Nobody asks the mirror again.
+        assert_eq!((blobs(&origin) - seen, blobs(&mirror)), (1, 2), "{fault:?}");
+        assert_eq!(guest.layer_dirs(), 0);
+    }
+    assert!(origin.ranges().is_empty(), "{:?}", origin.ranges());
+}
+
+#[tokio::test]
+async fn an_encrypted_layer_with_wrong_bytes_is_too() {
+    let encrypted = layer().encrypted(&KEK);
+    let registry = async || RegistryDouble::with(std::slice::from_ref(&encrypted)).await;
+    let (mirror, origin) = (registry().await.with_fault(Fault::LastByte), registry().await);
+    let guest = Guest::with(&origin, behind(&[&mirror], &origin));
+    assert_eq!(unpack(&guest, "origin.test/app:v1").await.unwrap(), "hello");
+}
+
+#[tokio::test]
+async fn what_several_sources_made_up_together_is_taken_from_each_alone() {
+    let registry = async || RegistryDouble::with(&[layer()]).await;
+    // The first delivers a part and breaks, the second goes on with wrong bytes; nobody knows whose were wrong.
+    let first = registry().await.with_fault(Fault::Cut { answers: 1, after: 60_000 });
+    let second = registry().await.with_fault(Fault::LastByte);
+    let origin = registry().await;
+    let guest = Guest::with(&origin, behind(&[&first, &second], &origin));
+
+    assert_eq!(unpack(&guest, "origin.test/app:v1").await.unwrap(), "hello");
+
+    assert_eq!((second.ranges(), origin.requests().len()), (vec!["bytes=60000-".to_owned()], 0));
+}
+
+#[tokio::test]
+async fn if_every_source_has_wrong_bytes_each_is_told() {
+    let registry = async || RegistryDouble::with(&[layer()]).await;
+    let first = registry().await.with_fault(Fault::LastByte);
+    let second = registry().await.with_fault(Fault::Surplus);
+    let origin = registry().await.with_fault(Fault::LastByte);
+    let guest = Guest::with(&origin, behind(&[&first, &second], &origin));
+
+    let error = unpack(&guest, "origin.test/app:v1").await.unwrap_err();
+
+    assert!(error.contains("layer 0 (sha256:") && error.contains("): digest: no source has it: "), "{error}");
+    for (number, registry, cause) in
+        [(1, &first, "sent other bytes"), (2, &second, "sends more than"), (3, &origin, "sent other bytes")]
+    {
+        let host = registry.host();
+        assert!(error.contains(&format!("({number}) {host}/app:v1: registry {host} {cause}")), "{error}");
+    }
+    assert_eq!(guest.layer_dirs(), 0);
 }
 
 #[tokio::test]
