@@ -47,12 +47,14 @@ pub struct VmConfig {
 }
 
 /// How the guest reaches the host.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub enum Vsock {
     /// The host kernel's vhost-vsock; `cid` must be unique on the host.
     Kernel {
         /// The guest's address, 3 or higher.
         cid: u32,
+        /// `/dev/vhost-vsock`, open, so that QEMU needs no right to open it.
+        device: Arc<OwnedFd>,
     },
     /// A vhost-user back end that listens on `socket` and knows the guest's address.
     UserBackend {
@@ -100,12 +102,31 @@ pub fn qboot() -> Option<PathBuf> {
 }
 
 impl VmConfig {
+    /// Lets QEMU's user connect to the sockets, which is to write to them.
+    pub(crate) fn give_sockets(&self) -> Result<(), Error> {
+        let Some(user) = &self.confinement.user else { return Ok(()) };
+        let backend = match &self.vsock {
+            Vsock::UserBackend { socket } => Some(socket),
+            Vsock::Kernel { .. } => None,
+        };
+        for path in backend.into_iter().chain([&self.qmp_socket]) {
+            std::os::unix::fs::chown(path, Some(user.id), None)
+                .map_err(|source| Error::Listen { path: path.clone(), source })?;
+        }
+        Ok(())
+    }
+
     /// What QEMU inherits, open under the same number.
     pub(crate) fn inherited(&self) -> Vec<Arc<OwnedFd>> {
-        match &self.network {
-            Network::None | Network::User => Vec::new(),
-            Network::Taps(taps) => taps.iter().map(|tap| tap.device.clone()).collect(),
-        }
+        let taps = match &self.network {
+            Network::None | Network::User => &[][..],
+            Network::Taps(taps) => taps,
+        };
+        let vsock = match &self.vsock {
+            Vsock::Kernel { device, .. } => Some(device),
+            Vsock::UserBackend { .. } => None,
+        };
+        taps.iter().map(|tap| &tap.device).chain(vsock).cloned().collect()
     }
 
     /// QEMU's arguments, without the program itself.
@@ -176,17 +197,22 @@ impl VmConfig {
 
     fn devices(&self, argv: &mut Argv) {
         let bus = self.tee.bus();
-        if bus == "pci" {
-            // Before all others, which take the slots that are free. ACPI tells the guest what comes and goes.
-            argv.option(
-                "-device",
-                format!("pci-bridge,id={BRIDGE},bus=pcie.0,addr={BRIDGE_SLOT:#x},chassis_nr=1,shpc=off"),
-            );
-        }
+        // Before all others, which take the slots that are free. ACPI tells the guest what comes and goes. With a device
+        // that is always there, guests without firmware for PCI reserve memory behind the bridge for those to come.
+        let behind = match bus {
+            "pci" => {
+                let slot = format!("bus=pcie.0,addr={BRIDGE_SLOT:#x}");
+                argv.option("-device", format!("pci-bridge,id={BRIDGE},{slot},chassis_nr=1,shpc=off"));
+                format!(",bus={BRIDGE},addr={RANDOM_SLOT:#x}")
+            }
+            _ => String::new(),
+        };
         argv.option("-object", "rng-builtin,id=rng0");
-        argv.option("-device", format!("virtio-rng-{bus},rng=rng0"));
+        argv.option("-device", format!("virtio-rng-{bus},rng=rng0{behind}"));
         match &self.vsock {
-            Vsock::Kernel { cid } => argv.option("-device", format!("vhost-vsock-{bus},guest-cid={cid}")),
+            Vsock::Kernel { cid, device } => {
+                argv.option("-device", format!("vhost-vsock-{bus},guest-cid={cid},vhostfd={}", device.as_raw_fd()));
+            }
             Vsock::UserBackend { socket } => {
                 argv.option("-chardev", Value::start("socket,id=vsock0,path=").path(socket));
                 argv.option("-device", format!("vhost-user-vsock-{bus},chardev=vsock0"));
@@ -278,124 +304,10 @@ pub const USER_MAC: &str = "52:54:00:c0:c0:01";
 pub(crate) const BRIDGE: &str = "hotplug0";
 /// The bridge's place on the machine's own bus.
 pub(crate) const BRIDGE_SLOT: u8 = 2;
+/// The random source's place behind it.
+pub(crate) const RANDOM_SLOT: u8 = 1;
 /// VIRTIO_BLK_ID_BYTES: what is longer would be cut off.
 const SERIAL_BYTES: usize = 20;
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_small_vm_on_kvm() {
-        let config = VmConfig {
-            acceleration: Acceleration::Kvm,
-            vsock: Vsock::Kernel { cid: 42 },
-            disks: Vec::new(),
-            network: Network::None,
-            bios: None,
-            ..config()
-        };
-        assert_argv(
-            &config,
-            "-name pod-1 -nodefaults -no-user-config -nographic -no-reboot -vga none \
-             -machine q35,accel=kvm,memory-backend=ram0 -cpu host,pmu=off -smp 2 -m 256M \
-             -object memory-backend-memfd,id=ram0,size=256M,share=on \
-             -kernel /boot/vmlinux -initrd /boot/initramfs -append console=ttyS0 \
-             -chardev stdio,id=console0,signal=off -serial chardev:console0 \
-             -chardev socket,id=qmp0,path=/run/vm/qmp.sock -mon chardev=qmp0,mode=control \
-             -device pci-bridge,id=hotplug0,bus=pcie.0,addr=0x2,chassis_nr=1,shpc=off \
-             -object rng-builtin,id=rng0 -device virtio-rng-pci,rng=rng0 \
-             -device vhost-vsock-pci,guest-cid=42 \
-             -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
-        );
-    }
-
-    #[test]
-    fn a_full_vm_in_software_emulation() {
-        assert_argv(
-            &config(),
-            "-name pod-1 -nodefaults -no-user-config -nographic -no-reboot -vga none \
-             -machine q35,accel=tcg,memory-backend=ram0 -cpu max,cx16=off -smp 2 -m 256M \
-             -object memory-backend-memfd,id=ram0,size=256M,share=on \
-             -bios /usr/share/qemu/qboot.rom \
-             -kernel /boot/vmlinux -initrd /boot/initramfs -append console=ttyS0 \
-             -chardev stdio,id=console0,signal=off -serial chardev:console0 \
-             -chardev socket,id=qmp0,path=/run/vm/qmp.sock -mon chardev=qmp0,mode=control \
-             -device pci-bridge,id=hotplug0,bus=pcie.0,addr=0x2,chassis_nr=1,shpc=off \
-             -object rng-builtin,id=rng0 -device virtio-rng-pci,rng=rng0 \
-             -chardev socket,id=vsock0,path=/run/vm/vhost.sock -device vhost-user-vsock-pci,chardev=vsock0 \
-             -drive if=none,id=disk0,format=raw,readonly=on,file.locking=off,file=/run/vm/initdata \
-             -device virtio-blk-pci,drive=disk0,serial=initdata \
-             -drive if=none,id=disk1,format=raw,readonly=off,file=/run/vm/scratch \
-             -device virtio-blk-pci,drive=disk1,serial=scratch \
-             -netdev user,id=net0 -device virtio-net-pci,netdev=net0,mac=52:54:00:c0:c0:01,romfile= \
-             -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
-        );
-    }
-
-    #[test]
-    fn a_comma_in_a_path_or_name_does_not_start_an_option() {
-        let disk = Disk { path: "/images/a,b".into(), serial: "x".into(), read_only: false };
-        let config = VmConfig { name: "pod,debug-threads=on".into(), disks: vec![disk], ..config() };
-        let argv = config.argv();
-        assert!(argv.contains(&"pod,,debug-threads=on".into()));
-        assert!(argv.contains(&"if=none,id=disk0,format=raw,readonly=off,file=/images/a,,b".into()));
-    }
-
-    #[test]
-    fn a_command_line_is_one_argument() {
-        let command_line = "console=ttyS0 panic=1 -- a,b \"c d\"".to_owned();
-        let argv = VmConfig { command_line: command_line.clone(), ..config() }.argv();
-        let append = argv.iter().position(|argument| argument == "-append").unwrap();
-        assert_eq!(argv[append + 1], OsString::from(command_line));
-    }
-
-    #[test]
-    fn a_serial_that_the_guest_would_see_differently_is_refused() {
-        for (serial, valid) in [
-            ("initdata", true),
-            ("12345678901234567890", true),
-            ("123456789012345678901", false),
-            ("", false),
-            ("a,b", false),
-            ("a b", false),
-            ("ä", false),
-        ] {
-            let disk = Disk { path: "/".into(), serial: serial.into(), read_only: true };
-            assert_eq!(disk.has_valid_serial(), valid, "{serial:?}");
-        }
-    }
-
-    #[test]
-    fn a_missing_file_is_named() {
-        let error = config().validate().unwrap_err().to_string();
-        assert!(error.contains("kernel /boot/vmlinux"), "{error}");
-    }
-
-    fn assert_argv(config: &VmConfig, expected: &str) {
-        assert_eq!(config.argv(), expected.split_whitespace().map(OsString::from).collect::<Vec<_>>());
-    }
-
-    fn config() -> VmConfig {
-        VmConfig {
-            name: "pod-1".into(),
-            kernel: "/boot/vmlinux".into(),
-            initramfs: "/boot/initramfs".into(),
-            command_line: "console=ttyS0".into(),
-            memory_mib: 256,
-            vcpus: 2,
-            acceleration: Acceleration::Tcg,
-            vsock: Vsock::UserBackend { socket: "/run/vm/vhost.sock".into() },
-            disks: vec![
-                Disk { path: "/run/vm/initdata".into(), serial: "initdata".into(), read_only: true },
-                Disk { path: "/run/vm/scratch".into(), serial: "scratch".into(), read_only: false },
-            ],
-            network: Network::User,
-            qmp_socket: "/run/vm/qmp.sock".into(),
-            bios: Some("/usr/share/qemu/qboot.rom".into()),
-            tee: Tee::None,
-            initdata_digest: None,
-            confinement: Confinement::default(),
-        }
-    }
-}
+mod tests;

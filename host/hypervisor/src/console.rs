@@ -91,6 +91,16 @@ impl Console {
         line.split_once("Kernel panic - not syncing: ").map(|(_, reason)| reason.trim_end())
     }
 
+    /// Of some lines, the one that says most about why a guest did not go on: the last that complains, else the last.
+    pub(crate) fn telling<'a>(lines: impl DoubleEndedIterator<Item = &'a str> + Clone) -> Option<&'a str> {
+        let complains = |line: &&str| {
+            let line = line.to_ascii_lowercase();
+            COMPLAINTS.iter().any(|complaint| line.contains(complaint))
+        };
+        let words = lines.filter(|line| line.bytes().any(|byte| byte.is_ascii_alphanumeric()));
+        words.clone().rev().find(complains).or_else(|| words.clone().next_back())
+    }
+
     fn ring(&self) -> MutexGuard<'_, Ring> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -172,6 +182,21 @@ impl Line {
     }
 }
 
+/// What a kernel or an init says when something is wrong, in small letters.
+const COMPLAINTS: [&str; 12] = [
+    "panic",
+    "error",
+    "fail",
+    "refused",
+    "not found",
+    "no such",
+    "can't",
+    "cannot",
+    "unable",
+    "out of memory",
+    "invalid",
+    "denied",
+];
 const CAPACITY: usize = 64 << 10;
 const MAX_LINE: usize = 1 << 10;
 /// The longest escape, `\x1b`.
@@ -253,6 +278,22 @@ mod tests {
         output.extend(std::iter::repeat_n(b'\n', 10_000));
         console.capture(&output[..]).await;
         assert_eq!(console.kernel_panic().as_deref(), Some("Attempted to kill init! exitcode=0x0000000b"));
+    }
+
+    #[test]
+    fn the_telling_line_is_the_last_complaint_or_the_last_with_words() {
+        for (lines, telling) in [
+            (
+                &["a", "VFS: Unable to mount root fs", "reboot: Power down", "  "][..],
+                Some("VFS: Unable to mount root fs"),
+            ),
+            (&["one error", "another Error", "..."][..], Some("another Error")),
+            (&["first", "second", "---"][..], Some("second")),
+            (&["", "--"][..], None),
+            (&[][..], None),
+        ] {
+            assert_eq!(Console::telling(lines.iter().copied()), telling, "{lines:?}");
+        }
     }
 
     proptest! {

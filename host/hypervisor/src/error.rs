@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::Duration;
 
+use crate::console::Console;
 use crate::process::QEMU;
 use crate::qmp::QmpError;
 
@@ -57,7 +58,7 @@ pub enum Error {
     #[error("launch: QEMU did not build the machine within {0:?}; next: check the load of the host")]
     Slow(Duration),
     /// The VM ended before the guest was ready.
-    #[error("boot: the guest did not come up: {0}; next: look at the guest's console with RUST_LOG=console=debug")]
+    #[error("boot: the guest did not come up: {0}; next: {next}", next = .0.next_step())]
     GuestEnded(Box<ExitReason>),
     /// The guest's kernel panicked and did not end the VM.
     #[error(
@@ -66,12 +67,12 @@ pub enum Error {
     GuestPanicked(String),
     /// The guest was not ready in time.
     #[error(
-        "boot: the guest did not come up within {after:?}, its last line was {last_line:?}; next: check the load of the host and the guest image"
+        "boot: the guest did not come up within {after:?}, its console says {last_line:?}; next: check the load of the host and the guest image"
     )]
     GuestSilent {
         /// How long it was waited for.
         after: Duration,
-        /// The console's last line, if any.
+        /// The console's most telling line, if any.
         last_line: String,
     },
 }
@@ -104,6 +105,23 @@ impl ExitReason {
     }
 }
 
+impl ExitReason {
+    /// What to do about a guest that ended while it booted.
+    fn next_step(&self) -> &'static str {
+        let said = |words: &str| self.console.iter().chain(&self.kernel_panic).any(|line| line.contains(words));
+        if said("Out of memory") || said("out of memory") || said("deadlocked on memory") || said("write error") {
+            "give the guest more memory"
+        } else if self.status.success() && self.console.is_empty() && self.kernel_panic.is_none() {
+            // A kernel that does not fit resets the machine before it has a console.
+            "give the guest more memory, or check that the guest image is whole"
+        } else if said("unable to mount root") || said("Unable to mount root") || said("No working init") {
+            "check that the initramfs is the guest image's own"
+        } else {
+            "look at the guest's console with RUST_LOG=console=debug"
+        }
+    }
+}
+
 impl fmt::Display for ExitReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(panic) = &self.kernel_panic {
@@ -114,9 +132,9 @@ impl fmt::Display for ExitReason {
         } else {
             write!(f, "QEMU ended with {}: {}", self.status, self.stderr_or_nothing())?;
         }
-        match self.console.last() {
-            Some(line) => write!(f, " (last line of the console: {line:?})"),
-            None => Ok(()),
+        match Console::telling(self.console.iter().map(String::as_str)) {
+            Some(line) => write!(f, " (its console says {line:?})"),
+            None => f.write_str(" (its console is empty)"),
         }
     }
 }
@@ -138,14 +156,42 @@ mod tests {
             ExitReason { status: ExitStatus::from_raw(1 << 8), stderr: vec!["no such device".into()], ..off.clone() };
         let panicked = ExitReason { kernel_panic: Some("Attempted to kill init!".into()), ..off.clone() };
         for (reason, text) in [
-            (off, "the VM was shut down (last line of the console: \"reboot: Power down\")"),
-            (
-                crashed,
-                "QEMU ended with exit status: 1: no such device (last line of the console: \"reboot: Power down\")",
-            ),
+            (off, "the VM was shut down (its console says \"reboot: Power down\")"),
+            (crashed, "QEMU ended with exit status: 1: no such device (its console says \"reboot: Power down\")"),
             (panicked, "kernel panic: Attempted to kill init!"),
         ] {
             assert_eq!(reason.to_string(), text);
+        }
+    }
+
+    #[test]
+    fn a_guest_that_ran_out_of_memory_is_given_more() {
+        let reason = |panic: Option<&str>, console: &[&str]| ExitReason {
+            status: ExitStatus::from_raw(0),
+            kernel_panic: panic.map(str::to_owned),
+            stderr: Vec::new(),
+            console: console.iter().copied().map(str::to_owned).collect(),
+        };
+        for (reason, text) in [
+            (
+                reason(Some("System is deadlocked on memory"), &[]),
+                "kernel panic: System is deadlocked on memory; next: give the guest more memory",
+            ),
+            (
+                reason(None, &["Initramfs unpacking failed: write error", "reboot: Power down"]),
+                "the VM was shut down (its console says \"Initramfs unpacking failed: write error\"); next: give the guest more memory",
+            ),
+            (
+                reason(None, &[]),
+                "the VM was shut down (its console is empty); next: give the guest more memory, or check that the guest image is whole",
+            ),
+            (
+                reason(None, &["hello"]),
+                "the VM was shut down (its console says \"hello\"); next: look at the guest's console with RUST_LOG=console=debug",
+            ),
+        ] {
+            let error = Error::GuestEnded(Box::new(reason)).to_string();
+            assert_eq!(error, format!("boot: the guest did not come up: {text}"));
         }
     }
 }

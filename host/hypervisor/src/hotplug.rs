@@ -16,7 +16,7 @@ use tokio::sync::Mutex;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::timeout;
 
-use crate::config::BRIDGE_SLOT;
+use crate::config::{BRIDGE_SLOT, RANDOM_SLOT};
 use crate::qmp::{Qmp, QmpError};
 
 /// A disk to attach: a raw image or a block device.
@@ -35,7 +35,7 @@ pub struct AttachedDisk {
 }
 
 impl AttachedDisk {
-    /// Where the guest finds the disk: the slots of the bridge and of the device, as in `02/01`. This is the id of an
+    /// Where the guest finds the disk: the slots of the bridge and of the device, as in `02/0a`. This is the id of an
     /// agent's device or the source of its storage, with the driver `blk`.
     pub fn pci_path(&self) -> String {
         format!("{BRIDGE_SLOT:02x}/{:02x}", self.slot)
@@ -159,7 +159,7 @@ pub enum Error {
         source: io::Error,
     },
     /// All slots of the bridge are taken.
-    #[error("attach: the guest has {LAST_SLOT} disks already; next: detach one")]
+    #[error("attach: the guest has {MAX} such disks already; next: detach one")]
     NoSlot,
     /// QEMU refused, and has forgotten the disk.
     #[error("attach: {path}: {step}: {source}; next: check that nobody else writes to it")]
@@ -193,8 +193,9 @@ impl Error {
     }
 }
 
-const FIRST_SLOT: u8 = 1;
+const FIRST_SLOT: u8 = RANDOM_SLOT + 1;
 const LAST_SLOT: u8 = 31;
+const MAX: u8 = LAST_SLOT - RANDOM_SLOT;
 /// For a guest to let go of a disk that nothing uses: Linux waits five seconds for a second press of the button where
 /// the bridge has one, and ours has none.
 const UNPLUG_TIME: Duration = Duration::from_secs(20);

@@ -39,6 +39,7 @@ impl Vm {
     pub async fn launch(config: VmConfig) -> Result<Self, Error> {
         config.validate()?;
         let monitor = Monitor::listen(&config.qmp_socket)?;
+        config.give_sockets()?;
 
         let mut command = Command::new(config.tee.qemu());
         command.args(config.argv());
@@ -81,7 +82,8 @@ impl Vm {
     pub async fn boot<T>(&self, ready: impl Future<Output = T>, within: Duration) -> Result<T, Error> {
         let deadline = Instant::now() + within;
         let silent = || {
-            let last_line = self.console.tail(1).pop().map(|line| line.text.to_string()).unwrap_or_default();
+            let lines = self.console.tail(TAIL);
+            let last_line = Console::telling(lines.iter().map(|line| &*line.text)).unwrap_or_default().to_owned();
             Error::GuestSilent { after: within, last_line }
         };
         tokio::select! {
@@ -217,10 +219,11 @@ fn watch_exit(
 }
 
 async fn exited(exit: &mut watch::Receiver<Option<ExitReason>>) -> ExitReason {
-    match exit.wait_for(Option::is_some).await.as_deref() {
-        Ok(Some(reason)) => reason.clone(),
+    let reason = exit.wait_for(Option::is_some).await.ok().and_then(|reason| reason.clone());
+    match reason {
+        Some(reason) => reason,
         // The runtime is shutting down: there is nobody left to tell.
-        Ok(None) | Err(_) => std::future::pending().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -229,4 +232,4 @@ const LAUNCH_TIME: Duration = Duration::from_secs(60);
 /// Between the end of QEMU's output and its end.
 const EXIT_TIME: Duration = Duration::from_secs(5);
 /// Lines of output in an [`ExitReason`].
-const TAIL: usize = 20;
+const TAIL: usize = 100;

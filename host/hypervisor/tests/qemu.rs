@@ -2,11 +2,15 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
-use hypervisor::{Acceleration, Confinement, Disk, Error, Network, QEMU, Tee, Vm, VmConfig, Vsock};
+use hypervisor::{
+    Acceleration, Confinement, Disk, DiskConfig, Error, Network, QEMU, Tee, User, Vm, VmConfig, Vsock, hotplug,
+};
 use tokio::time::Instant;
 use vsock_backend::{Backend, BackendConfig};
 
@@ -67,6 +71,58 @@ async fn a_dropped_vm_is_gone() {
     assert!(exists(pid));
     drop(vm);
     assert!(!exists(pid));
+}
+
+#[tokio::test]
+async fn disks_are_attached_in_turn_and_a_refused_one_leaves_nothing() {
+    let Some(lab) = Lab::new("", AtTheEnd::Stay) else { return };
+    let vm = Vm::launch(lab.config()).await.unwrap();
+    let disk = |name: &str, read_only| DiskConfig { path: lab.path(name), read_only };
+    std::fs::write(lab.path("data"), [0; 4096]).unwrap();
+
+    assert_eq!(vm.attach_disk(disk("disk", true)).await.unwrap().pci_path(), "02/02");
+    let error = vm.attach_disk(disk("missing", true)).await.unwrap_err();
+    assert!(matches!(&error, hotplug::Error::Open { .. }), "{error}");
+    let error = vm.attach_disk(DiskConfig { path: "/proc/self".into(), read_only: true }).await.unwrap_err();
+    assert!(matches!(&error, hotplug::Error::Open { .. }), "{error}");
+
+    assert_eq!(vm.attach_disk(disk("data", false)).await.unwrap().pci_path(), "02/03");
+    // A second writer is refused by QEMU, and its slot is free again.
+    let error = vm.attach_disk(disk("data", false)).await.unwrap_err();
+    assert!(matches!(&error, hotplug::Error::Attach { .. }), "{error}");
+    assert!(error.to_string().contains("lock"), "{error}");
+    assert_eq!(vm.attach_disk(disk("disk", true)).await.unwrap().pci_path(), "02/04");
+}
+
+#[tokio::test]
+async fn a_confined_qemu_runs_as_its_own_user_in_its_own_network() {
+    let Some(lab) = Lab::new("confined\n", AtTheEnd::Stay) else { return };
+    if std::fs::metadata("/proc/self").unwrap().uid() != 0 {
+        return eprintln!("skipped: only root can give up its user");
+    }
+    // A namespace that only its descriptor holds: a thread makes it, and ends.
+    let namespace = std::thread::spawn(|| {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        std::fs::File::open("/proc/thread-self/ns/net").unwrap()
+    });
+    let namespace = namespace.join().unwrap();
+    let inode = namespace.metadata().unwrap().ino();
+    let user = User { id: 1_234_567_890, groups: vec![36] };
+    std::fs::set_permissions(lab.path(""), std::fs::Permissions::from_mode(0o711)).unwrap();
+    let confinement =
+        Confinement { network_namespace: Some(Arc::new(namespace.into())), cgroups: Vec::new(), user: Some(user) };
+
+    let vm = Vm::launch(VmConfig { confinement, ..lab.config() }).await.unwrap();
+
+    vm.console().wait_for(|line| line.contains("confined"), Instant::now() + PATIENCE).await.unwrap();
+    let process = Path::new("/proc").join(vm.pid().to_string());
+    assert_eq!(std::fs::metadata(process.join("ns/net")).unwrap().ino(), inode);
+    let status = std::fs::read_to_string(process.join("status")).unwrap();
+    for line in ["Uid:\t1234567890\t1234567890\t1234567890\t1234567890", "Groups:\t36 ", "CapEff:\t0000000000000000"] {
+        assert!(status.contains(line), "{line:?} is not in {status}");
+    }
+    assert!(status.contains("Seccomp:\t2"), "{status}");
+    vm.attach_disk(DiskConfig { path: lab.path("disk"), read_only: true }).await.unwrap();
 }
 
 #[tokio::test]

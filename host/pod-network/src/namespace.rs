@@ -87,7 +87,8 @@ impl Namespace {
     pub fn disconnect(&self) -> Result<(), Error> {
         self.inside(async |netlink: Netlink| {
             let survey = Survey::take(&netlink).await?;
-            for link in survey.links() {
+            // Also of those that have lost their address in the meantime.
+            for link in survey.ethernet() {
                 netlink.remove_ingress(link.header.index).await;
             }
             Ok(())

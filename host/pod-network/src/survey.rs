@@ -43,13 +43,16 @@ impl Survey {
         Ok(Self { links, addresses, routes, neighbours })
     }
 
-    /// The links that a guest gets: those with an Ethernet address and an address of their own.
+    /// All links with an Ethernet address.
+    pub(crate) fn ethernet(&self) -> impl Iterator<Item = &LinkMessage> {
+        self.links.iter().filter(|link| !link.header.flags.contains(LinkFlags::Loopback) && hardware(link).is_some())
+    }
+
+    /// The links that a guest gets: those with an address of their own.
     pub(crate) fn links(&self) -> impl Iterator<Item = &LinkMessage> {
-        self.links.iter().filter(|link| {
-            !link.header.flags.contains(LinkFlags::Loopback)
-                && hardware(link).is_some()
-                && self.addresses.iter().any(|address| address.header.index == link.header.index)
-        })
+        let has_address =
+            |link: &&LinkMessage| self.addresses.iter().any(|address| address.header.index == link.header.index);
+        self.ethernet().filter(has_address)
     }
 
     pub(crate) fn name(link: &LinkMessage) -> &str {

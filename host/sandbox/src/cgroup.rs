@@ -211,7 +211,7 @@ mod tests {
             folder("kubepods-burstable-pod1.slice:cri-containerd:box").unwrap(),
             "/cg/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1.slice/cri-containerd-box.scope"
         );
-        for bad in ["", "/", "/a/../b", "a:b", "a:b:c:d", "a:b/..:c"] {
+        for bad in ["", "/", "/a/../b", "a:b", "a:b:c:d", "a:b/../c:d"] {
             assert!(folder(bad).is_err(), "{bad:?} gave {:?}", folder(bad));
         }
     }

@@ -1,8 +1,10 @@
 //! The guest's ports as the host reaches them: through the host kernel's vsock, or through our back end's socket.
 
+use std::fs::File;
 use std::hash::{BuildHasher as _, RandomState};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use hypervisor::Vsock;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -30,12 +32,16 @@ impl Channel {
     /// # Errors
     /// [`Error::Directory`], [`Error::Vsock`].
     pub(crate) fn open(directory: &Directory) -> Result<(Self, Vsock, Option<Backend>), Error> {
-        if Path::new("/dev/vhost-vsock").exists() {
+        if Path::new(VHOST).exists() {
             let cid = random_cid();
             directory.write(CID, |file| write!(file, "{cid}"))?;
-            return Ok((Self::Kernel { cid }, Vsock::Kernel { cid }, None));
+            let device = File::options().read(true).write(true).open(VHOST).map_err(Error::Connect)?;
+            return Ok((Self::Kernel { cid }, Vsock::Kernel { cid, device: Arc::new(device.into()) }, None));
         }
         let (socket, uds) = (directory.path().join("vhost.sock"), directory.path().join(VSOCK));
+        // A guest that asks for a blob is connected to the node's cache, where there is one.
+        let cache = directory.path().join(format!("{VSOCK}_{}", wire::blob::PORT));
+        std::os::unix::fs::symlink(BLOB_CACHE, &cache).map_err(|source| Error::Directory { path: cache, source })?;
         let backend = Backend::start(BackendConfig { socket: socket.clone(), uds: uds.clone(), guest_cid: GUEST_CID })?;
         Ok((Self::Hybrid(uds), Vsock::UserBackend { socket }, Some(backend)))
     }
@@ -85,6 +91,10 @@ async fn hybrid(socket: &Path, port: u32) -> io::Result<UnixStream> {
     }
 }
 
+/// The socket of the node's blob cache.
+const BLOB_CACHE: &str = "/run/cocoon-snapshotter/blobs.sock";
+/// The host kernel's vsock for guests.
+const VHOST: &str = "/dev/vhost-vsock";
 /// The hybrid socket in the sandbox's folder.
 const VSOCK: &str = "vsock.sock";
 /// The file in the sandbox's folder with the guest's context id in the host's kernel.

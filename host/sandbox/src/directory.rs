@@ -1,9 +1,9 @@
 //! A sandbox's folder on the host: its sockets and its disk, under a lock, gone when the sandbox is.
 
 use std::fmt;
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -17,14 +17,14 @@ use crate::footprint::Record;
 pub struct SandboxName(String);
 
 impl SandboxName {
-    /// Checks a name: short enough that the sockets in its folder have a path that the kernel takes.
+    /// Checks a name: what containerd takes for an id fits.
     ///
     /// # Errors
     /// [`Error::Name`].
     pub fn parse(name: &str) -> Result<Self, Error> {
         let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
         let first = name.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
-        if first && name.len() <= 63 && name.bytes().all(plain) {
+        if first && name.len() <= MAX_NAME && name.bytes().all(plain) {
             Ok(Self(name.to_owned()))
         } else {
             Err(Error::Name(name.chars().take(80).flat_map(char::escape_default).collect()))
@@ -61,12 +61,22 @@ impl Directory {
     /// Makes the folder, or takes over one that a killed owner left behind, with all that its sandbox had.
     ///
     /// # Errors
-    /// [`Error::Running`] if somebody owns it, [`Error::Directory`] if it can't be made, [`Error::CleanUp`] for what
+    /// [`Error::Name`] if its sockets would have a path that the kernel doesn't take, [`Error::Running`] if somebody
+    /// owns it, [`Error::Directory`] if it can't be made, [`Error::CleanUp`] for what
     /// the killed owner's sandbox had and can't be taken away.
     pub fn create(name: &SandboxName) -> Result<Self, Error> {
         let path = Self::path_of(name);
+        if path.join(LONGEST_SOCKET).as_os_str().len() > MAX_SOCKET_PATH {
+            return Err(Error::Name(name.to_string()));
+        }
         let failed = |source| Error::Directory { path: path.clone(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(failed)?;
+        if nix::unistd::geteuid().is_root() {
+            // QEMU is another user then, who finds what it is told of and can list nothing.
+            for folder in path.ancestors().take(2) {
+                fs::set_permissions(folder, Permissions::from_mode(0o711)).map_err(failed)?;
+            }
+        }
         let lock = OpenOptions::new().create(true).truncate(false).write(true).open(path.join(LOCK)).map_err(failed)?;
         let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock)
             .map_err(|_| Error::Running { name: name.to_string() })?;
@@ -95,13 +105,18 @@ impl Directory {
         &self.path
     }
 
-    /// Writes a file of the sandbox.
+    /// Writes a file of the sandbox, which QEMU can read.
     ///
     /// # Errors
     /// [`Error::Directory`] if it can't be written.
     pub fn write(&self, name: &str, content: impl FnOnce(&mut File) -> io::Result<()>) -> Result<PathBuf, Error> {
         let path = self.path.join(name);
-        match File::create(&path).and_then(|mut file| content(&mut file)) {
+        let write = || {
+            let mut file = File::create(&path)?;
+            content(&mut file)?;
+            file.set_permissions(Permissions::from_mode(0o644))
+        };
+        match write() {
             Ok(()) => Ok(path),
             Err(source) => Err(Error::Directory { path, source }),
         }
@@ -117,6 +132,10 @@ impl Drop for Directory {
 }
 
 const LOCK: &str = "lock";
+const MAX_NAME: usize = 76;
+/// `sun_path` has room for one more byte, which ends it.
+const MAX_SOCKET_PATH: usize = 107;
+const LONGEST_SOCKET: &str = "vsock.sock_1030";
 
 #[cfg(test)]
 mod tests {
@@ -124,10 +143,10 @@ mod tests {
 
     #[test]
     fn names_are_plain() {
-        for good in ["a", "pod-1", "0.x_y"] {
+        for good in ["a", "pod-1", "0.x_y", &"a".repeat(76)] {
             assert_eq!(SandboxName::parse(good).unwrap().as_str(), good);
         }
-        for bad in ["", ".a", "-a", "a/b", "a b", &"a".repeat(64)] {
+        for bad in ["", ".a", "-a", "a/b", "a b", &"a".repeat(77)] {
             assert!(SandboxName::parse(bad).is_err(), "{bad:?} passed");
         }
     }

@@ -9,7 +9,7 @@ use crate::config::MAX_COMMAND_LINE;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(
-        "sandbox: \"{0}\" is not a name; next: use 1 to 63 of a-z, A-Z, 0-9, '_', '.' and '-', starting with a letter or digit"
+        "sandbox: \"{0}\" is not a name; next: use 1 to 76 of a-z, A-Z, 0-9, '_', '.' and '-', starting with a letter or digit"
     )]
     Name(String),
     #[error("sandbox: {name} is already running; next: choose another name or stop it first")]

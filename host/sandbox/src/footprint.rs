@@ -163,3 +163,72 @@ fn started(pid: i32) -> io::Result<u64> {
 const FILE: &str = "record.json";
 /// For a killed process to be gone.
 const END_TIME: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt as _;
+    use std::process::{Child, Command};
+
+    #[test]
+    fn what_a_killed_owner_left_is_ended_and_removed_once() {
+        let (mut left, name) = (process(), name("left"));
+        let folder = abandon(&name, Vmm::of(left.id()).unwrap());
+        fs::write(folder.join("vsock.sock"), "").unwrap();
+
+        clean_up(&name).unwrap();
+
+        assert!(!folder.exists());
+        assert_eq!(left.wait().unwrap().signal(), Some(9));
+        clean_up(&name).unwrap();
+    }
+
+    #[test]
+    fn a_process_that_only_has_the_number_is_left_alone() {
+        let (mut other, name) = (process(), name("reused"));
+        let recorded = Vmm::of(other.id()).unwrap();
+        let folder = abandon(&name, Vmm { started: recorded.started + 1, ..recorded });
+
+        clean_up(&name).unwrap();
+
+        assert!(!folder.exists());
+        assert_eq!(other.try_wait().unwrap(), None, "it lives");
+        other.kill().unwrap();
+        other.wait().unwrap();
+    }
+
+    #[test]
+    fn a_sandbox_whose_owner_lives_is_not_touched() {
+        let name = name("owned");
+        let owner = Directory::create(&name).unwrap();
+        assert!(matches!(clean_up(&name), Err(Error::Running { .. })));
+        assert!(owner.path().exists());
+    }
+
+    #[test]
+    fn a_damaged_record_does_not_keep_the_folder() {
+        let (mut left, name) = (process(), name("damaged"));
+        let folder = abandon(&name, Vmm::of(left.id()).unwrap());
+        fs::write(folder.join(FILE), "{").unwrap();
+        clean_up(&name).unwrap();
+        assert!(!folder.exists());
+        left.kill().unwrap();
+        left.wait().unwrap();
+    }
+
+    fn abandon(name: &SandboxName, vmm: Vmm) -> PathBuf {
+        let folder = Directory::path_of(name);
+        fs::create_dir_all(&folder).unwrap();
+        let record = Record { vmm: Some(vmm), ..Record::default() };
+        fs::write(folder.join(FILE), serde_json::to_vec(&record).unwrap()).unwrap();
+        folder
+    }
+
+    fn process() -> Child {
+        Command::new("sleep").arg("1000").spawn().unwrap()
+    }
+
+    fn name(name: &str) -> SandboxName {
+        SandboxName::parse(&format!("test-{name}-{}", std::process::id())).unwrap()
+    }
+}

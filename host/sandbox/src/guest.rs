@@ -59,8 +59,11 @@ pub(crate) async fn set_up(agent: &Agent, config: &SandboxConfig, network: Guest
         let request =
             AddARPNeighborsRequest { neighbors: Some(neighbours).into(), ..AddARPNeighborsRequest::default() };
         match agent.add_arp_neighbors(request).await {
-            // A guest that can't be told finds its neighbours itself.
-            Ok(_) | Err(Error::Unimplemented { .. }) => {}
+            Ok(_) => {}
+            // A guest that can't be told, or does not want to be, finds its neighbours itself.
+            Err(error @ (Error::Unimplemented { .. } | Error::Denied { .. })) => {
+                tracing::warn!(%error, "the guest is not told of the pod's neighbours");
+            }
             Err(error) => return Err(error),
         }
     }

@@ -17,6 +17,7 @@ mod guest;
 mod life;
 pub mod sizing;
 mod timeline;
+mod user;
 
 pub use agent::Agent;
 pub use config::{GuestFiles, InitDataDisk, PodNetwork, SandboxConfig};

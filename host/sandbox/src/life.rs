@@ -17,7 +17,7 @@ use crate::cgroup::{Cgroup, Lifted};
 use crate::channel::Channel;
 use crate::footprint::Footprint;
 use crate::guest::{self, GuestNetwork};
-use crate::{Agent, Directory, Error, Event, PodNetwork, SandboxConfig, Timeline};
+use crate::{Agent, Directory, Error, Event, PodNetwork, SandboxConfig, Timeline, user};
 
 /// A running pod VM. Dropping it kills the machine and removes everything that belongs to it.
 pub struct Sandbox {
@@ -47,7 +47,7 @@ impl Sandbox {
             let path = footprint.directory.write("initdata.image", |file| initdata.document.write_disk(file))?;
             disks.push(Disk { path, serial: "initdata".to_owned(), read_only: true });
         }
-        let mut confinement = Confinement::default();
+        let mut confinement = Confinement { user: user::of_vmm(&config, acceleration), ..Confinement::default() };
         let (network, setup) = match &config.network {
             PodNetwork::User => (Network::User, GuestNetwork::user()),
             PodNetwork::Namespace(path) => {
@@ -158,8 +158,9 @@ impl Sandbox {
         }
     }
 
-    /// Ends the sandbox in order: agent, machine, folder. Takes at most twice two seconds, whatever the guest does.
-    pub async fn stop(self) {
+    /// Ends the guest's sandbox and the machine. Takes at most twice two seconds, whatever the guest does; what is on the
+    /// host goes when this value is dropped.
+    pub async fn stop(&self) {
         match timeout(GRACE, self.agent.destroy_sandbox(DestroySandboxRequest::new())).await {
             Ok(Ok(_)) => {}
             Ok(Err(error)) => tracing::debug!(%error, "the guest did not end its sandbox"),
