@@ -1,0 +1,291 @@
+//! The configuration of a pod: files, drop-ins beside them, and what a pod's annotations may change.
+
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use hypervisor::acceleration::Preference;
+use hypervisor::{QuoteService, Tee};
+use serde::Deserialize;
+use toml::{Table, Value};
+
+use crate::Error;
+
+/// The configuration of a pod, in tables and keys named like Kata's where they mean the same.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// `[hypervisor.qemu]`: the machine.
+    pub hypervisor: Hypervisor,
+    /// `[agent.kata]`: the guest's agent.
+    pub agent: Agent,
+    /// `[runtime]`: the pod.
+    pub runtime: Runtime,
+}
+
+/// `[hypervisor]`.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub struct Hypervisor {
+    /// The only one there is.
+    pub qemu: Machine,
+}
+
+/// `[hypervisor.qemu]`.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub struct Machine {
+    /// The guest's kernel. Default `/opt/cocoon/guest-image/vmlinux`.
+    pub kernel: PathBuf,
+    /// The guest's initramfs. Default `/opt/cocoon/guest-image/initramfs`.
+    pub initrd: PathBuf,
+    /// What is added to the kernel's command line. Default empty.
+    pub kernel_params: String,
+    /// Processors of a pod without limits. Default 1.
+    pub default_vcpus: u32,
+    /// Memory in MiB of a pod without limits. Default 2048.
+    pub default_memory: u32,
+    /// Processors that a pod with limits has beyond them. Default 0.4.
+    pub overhead_vcpus: f64,
+    /// Memory in MiB that a pod with limits has beyond them, for the guest itself. Default 128.
+    pub overhead_memory: u32,
+    /// Names of the annotations `io.katacontainers.config.hypervisor.*` that are followed. Default `cc_init_data`,
+    /// `default_memory`, `default_vcpus`.
+    pub enable_annotations: Vec<String>,
+    /// What keeps the host out of the guest's memory: `none`, `snp`, `tdx`, `sev` or `se`. Default `none`.
+    pub tee: TeeName,
+    /// Firmware made for the TEE. Default none.
+    pub firmware: Option<PathBuf>,
+    /// The policy of guests on SEV-SNP. Default 196608: no debugging, threads.
+    pub snp_guest_policy: u64,
+    /// The host's vsock port of TDX's quote generation; 0 for its unix socket. Default 0.
+    pub tdx_quote_generation_service_socket_port: u32,
+    /// `auto` takes KVM only where it runs a guest, `kvm` demands it, `tcg` emulates. Default `auto`.
+    pub acceleration: Acceleration,
+}
+
+impl Default for Machine {
+    fn default() -> Self {
+        Self {
+            kernel: "/opt/cocoon/guest-image/vmlinux".into(),
+            initrd: "/opt/cocoon/guest-image/initramfs".into(),
+            kernel_params: String::new(),
+            default_vcpus: 1,
+            default_memory: 2048,
+            overhead_vcpus: 0.4,
+            overhead_memory: 128,
+            enable_annotations: ["cc_init_data", "default_memory", "default_vcpus"].map(str::to_owned).to_vec(),
+            tee: TeeName::None,
+            firmware: None,
+            snp_guest_policy: 0x30000,
+            tdx_quote_generation_service_socket_port: 0,
+            acceleration: Acceleration::Auto,
+        }
+    }
+}
+
+/// The name of a TEE.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq)]
+#[serde(rename_all = "lowercase")]
+pub enum TeeName {
+    /// An ordinary machine.
+    #[default]
+    None,
+    /// AMD SEV-SNP.
+    Snp,
+    /// Intel TDX.
+    Tdx,
+    /// AMD SEV.
+    Sev,
+    /// IBM Secure Execution.
+    Se,
+}
+
+impl TeeName {
+    pub(crate) fn with(self, snp_policy: u64, quote_port: u32) -> Tee {
+        match self {
+            Self::None => Tee::None,
+            Self::Snp => Tee::Snp { policy: snp_policy, c_bit: Tee::c_bit() },
+            Self::Tdx => Tee::Tdx {
+                quotes: Some(match quote_port {
+                    0 => QuoteService::Unix("/var/run/tdx-qgs/qgs.socket".into()),
+                    port => QuoteService::Vsock(port),
+                }),
+            },
+            // No debugging.
+            Self::Sev => Tee::Sev { policy: 1, c_bit: Tee::c_bit() },
+            Self::Se => Tee::Se,
+        }
+    }
+}
+
+/// The host's virtualisation.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq)]
+#[serde(rename_all = "lowercase")]
+pub enum Acceleration {
+    /// KVM where it runs a guest.
+    #[default]
+    Auto,
+    /// KVM or nothing.
+    Kvm,
+    /// Emulation.
+    Tcg,
+}
+
+impl From<Acceleration> for Preference {
+    fn from(acceleration: Acceleration) -> Self {
+        match acceleration {
+            Acceleration::Auto => Self::Auto,
+            Acceleration::Kvm => Self::Kvm,
+            Acceleration::Tcg => Self::Tcg,
+        }
+    }
+}
+
+/// `[agent]`.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub struct Agent {
+    /// The only one there is.
+    pub kata: GuestAgent,
+}
+
+/// `[agent.kata]`.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub struct GuestAgent {
+    /// Seconds that creating a container may take, with the pull of its image. Default 300.
+    pub create_container_timeout: u64,
+}
+
+impl Default for GuestAgent {
+    fn default() -> Self {
+        Self { create_container_timeout: 300 }
+    }
+}
+
+/// `[runtime]`.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub struct Runtime {
+    /// Whether the machine runs in the pod's cgroup, so that the pod's limits hold for it. Default true.
+    pub sandbox_cgroup_only: bool,
+}
+
+impl Default for Runtime {
+    fn default() -> Self {
+        Self { sandbox_cgroup_only: true }
+    }
+}
+
+impl Config {
+    /// Reads the file that containerd's runtime options name, else `/etc/cocoon/configuration.toml` if it is there, and
+    /// over it every `config.d/*.toml` beside it, in order of their names.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the file and the key.
+    pub fn load(named: Option<&Path>) -> Result<Self, Error> {
+        let path = named.unwrap_or(Path::new(DEFAULT));
+        // Drop-ins lie beside the file that a link names.
+        let path = match fs::canonicalize(path) {
+            Err(error) if named.is_none() && error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
+            real => real.map_err(|error| refused(path, error))?,
+        };
+        let mut table = read(&path)?;
+        let mut last = path.clone();
+        for drop_in in drop_ins(&path).map_err(|error| refused(&path, error))? {
+            merge(&mut table, read(&drop_in)?);
+            last = drop_in;
+        }
+        Value::Table(table).try_into().map_err(|error: toml::de::Error| refused(&last, error.message()))
+    }
+
+    /// Reads the text that containerd's runtime options carry.
+    ///
+    /// # Errors
+    /// [`Error::Config`].
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        toml::from_str(text).map_err(|error| refused(Path::new("the runtime's options"), error.message()))
+    }
+}
+
+fn read(path: &Path) -> Result<Table, Error> {
+    let text = fs::read_to_string(path).map_err(|error| refused(path, error))?;
+    text.parse().map_err(|error: toml::de::Error| refused(path, error.to_string().trim_end()))
+}
+
+fn drop_ins(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let folder = path.with_file_name("config.d");
+    let mut found = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        entries => entries?.map(|entry| Ok(entry?.path())).collect::<io::Result<_>>()?,
+    };
+    found.retain(|path| path.extension().is_some_and(|it| it == "toml"));
+    found.sort();
+    Ok(found)
+}
+
+/// Lays one table over another: tables are merged, everything else is replaced.
+fn merge(under: &mut Table, over: Table) {
+    for (key, value) in over {
+        match (under.get_mut(&key), value) {
+            (Some(Value::Table(under)), Value::Table(over)) => merge(under, over),
+            (_, value) => {
+                under.insert(key, value);
+            }
+        }
+    }
+}
+
+fn refused(path: &Path, reason: impl ToString) -> Error {
+    Error::Config { path: path.to_owned(), reason: reason.to_string() }
+}
+
+const DEFAULT: &str = "/etc/cocoon/configuration.toml";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn drop_ins_are_laid_over_the_file_in_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("configuration.toml");
+        fs::write(&path, "[hypervisor.qemu]\ndefault_memory = 512\ndefault_vcpus = 2\n").unwrap();
+        fs::create_dir(folder.path().join("config.d")).unwrap();
+        for (name, text) in [
+            ("20-b.toml", "[hypervisor.qemu]\ndefault_memory = 768\n"),
+            ("10-a.toml", "[hypervisor.qemu]\ndefault_memory = 640\n[agent.kata]\ncreate_container_timeout = 7\n"),
+            ("note.txt", "not TOML"),
+        ] {
+            fs::write(folder.path().join("config.d").join(name), text).unwrap();
+        }
+        let link = folder.path().join("elsewhere");
+        fs::create_dir(&link).unwrap();
+        let link = link.join("link.toml");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+
+        for path in [&path, &link] {
+            let config = Config::load(Some(path)).unwrap();
+            let machine = &config.hypervisor.qemu;
+            assert_eq!((machine.default_memory, machine.default_vcpus, machine.overhead_memory), (768, 2, 128));
+            assert_eq!(config.agent.kata.create_container_timeout, 7);
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("c.toml");
+        for (text, reason) in [
+            ("[hypervisor.qemu]\ndefault_memroy = 1\n", "default_memroy"),
+            ("[hypervisor.qemu]\ndefault_memory = \"a\"\n", "expected u32"),
+            ("[hypervisor.qemu\n", "c.toml"),
+        ] {
+            fs::write(&path, text).unwrap();
+            let error = Config::load(Some(&path)).unwrap_err().to_string();
+            assert!(error.contains(reason), "{text:?} gave {error:?}");
+        }
+        assert!(Config::load(Some(&folder.path().join("absent.toml"))).is_err());
+        assert!(Config::parse("[runtime]\nsandbox_cgroup_only = false\n").is_ok());
+    }
+}

@@ -1,0 +1,143 @@
+//! Why the shim could not do what containerd asked: stage, cause, next step, and the code that containerd acts on.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use ttrpc::Code;
+
+/// Why the shim could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("command line: {0}; next: let containerd start this program, or see -help")]
+    Arguments(String),
+    #[error("{stage}: {path}: {source}; next: check that the file is there and may be used")]
+    File { stage: &'static str, path: PathBuf, source: io::Error },
+    #[error("start: the server can't be started: {0}; next: check the limits on processes and open files")]
+    Spawn(io::Error),
+    #[error("start: another server listens on {0}; next: remove the container of this name first")]
+    Listening(PathBuf),
+    #[error("serve: {0}; next: let containerd start this program")]
+    Serve(String),
+    #[error("bundle: config.json is not a container's specification: {0}; next: look at what wrote it")]
+    Spec(String),
+    #[error("configuration: {path}: {reason}; next: correct it, see docs/kubernetes.md")]
+    Config { path: PathBuf, reason: String },
+    #[error("annotation: {name} {reason}; next: correct the pod's annotations")]
+    Annotation { name: String, reason: String },
+    #[error("request: {0}")]
+    Request(String),
+    #[error("{0} not found")]
+    NotFound(String),
+    #[error("{0} already exists")]
+    Exists(String),
+    #[error("{0}")]
+    State(String),
+    #[error("{0} is not offered by virtual machines of this runtime")]
+    Unsupported(&'static str),
+    #[error("{0}")]
+    Size(String),
+    #[error("image: {0}")]
+    Image(String),
+    #[error("volume: {path}: {reason}")]
+    Volume { path: PathBuf, reason: String },
+    #[error("io: {path}: {source}; next: check that containerd has made it")]
+    Io { path: String, source: io::Error },
+    #[error(transparent)]
+    Sandbox(#[from] sandbox::Error),
+    #[error("{request}: {message}")]
+    Denied { request: &'static str, message: String },
+    #[error("{request}: the guest failed: {message}")]
+    Guest { request: &'static str, code: Code, message: String },
+    #[error("{request}: the guest did not answer within {seconds} s; next: {next}")]
+    Timeout { request: &'static str, seconds: u64, next: &'static str },
+    #[error(
+        "{request}: the guest's agent closed the connection; next: look at the guest's console in containerd's log"
+    )]
+    Closed { request: &'static str },
+    #[error("the pod's machine has ended: {0}; next: remove the pod")]
+    Ended(String),
+    #[error("a task of the shim failed: {0}; next: report it as a defect")]
+    Task(#[from] tokio::task::JoinError),
+}
+
+impl Error {
+    /// For `map_err` around work on a file.
+    pub(crate) fn file(stage: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::File { stage, path: path.as_ref().to_owned(), source }
+    }
+
+    /// The error of an agent's answer.
+    pub(crate) fn of_request(request: &'static str, limit: Duration, begun: Instant, error: ttrpc::Error) -> Self {
+        let seconds = limit.as_secs();
+        match error {
+            ttrpc::Error::RpcStatus(status) => {
+                let message = status.message().to_owned();
+                match status.code() {
+                    Code::PERMISSION_DENIED => Self::Denied { request, message },
+                    Code::DEADLINE_EXCEEDED => Self::timeout(request, seconds),
+                    code => Self::Guest { request, code, message },
+                }
+            }
+            // Whichever side looks at the clock first says it in its own way.
+            ttrpc::Error::Others(_) if !limit.is_zero() && begun.elapsed() >= limit => Self::timeout(request, seconds),
+            ttrpc::Error::Others(message) => Self::Guest { request, code: Code::UNKNOWN, message },
+            _ => Self::Closed { request },
+        }
+    }
+
+    fn timeout(request: &'static str, seconds: u64) -> Self {
+        let next = match request {
+            "CreateContainer" => {
+                "raise create_container_timeout, or the annotation \
+                 io.katacontainers.config.runtime.create_container_timeout, if the image takes that long"
+            }
+            _ => "look at the guest's console in containerd's log",
+        };
+        Self::Timeout { request, seconds, next }
+    }
+
+    /// The code that containerd acts on.
+    fn code(&self) -> Code {
+        match self {
+            Self::NotFound(_) => Code::NOT_FOUND,
+            Self::Exists(_) => Code::ALREADY_EXISTS,
+            Self::State(_) | Self::Ended(_) => Code::FAILED_PRECONDITION,
+            Self::Request(_) | Self::Size(_) | Self::Spec(_) | Self::Annotation { .. } => Code::INVALID_ARGUMENT,
+            Self::Unsupported(_) => Code::UNIMPLEMENTED,
+            Self::Denied { .. } | Self::Sandbox(sandbox::Error::Denied { .. }) => Code::PERMISSION_DENIED,
+            Self::Timeout { .. } | Self::Sandbox(sandbox::Error::Timeout { .. }) => Code::DEADLINE_EXCEEDED,
+            Self::Closed { .. } => Code::UNAVAILABLE,
+            Self::Guest { code, .. } => *code,
+            _ => Code::UNKNOWN,
+        }
+    }
+}
+
+impl From<Error> for ttrpc::Error {
+    fn from(error: Error) -> Self {
+        let mut message = error.to_string();
+        if message.len() > MAX_MESSAGE {
+            let end = (0..=MAX_MESSAGE).rev().find(|at| message.is_char_boundary(*at)).unwrap_or_default();
+            message.truncate(end);
+            message.push_str(" ...");
+        }
+        Self::RpcStatus(ttrpc::get_status(error.code(), message))
+    }
+}
+
+/// Kubernetes shows it in an event, which has little room.
+const MAX_MESSAGE: usize = 4000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_message_is_cut_where_a_character_ends() {
+        let error = Error::Denied { request: "CreateContainer", message: "ä".repeat(5000) };
+        let ttrpc::Error::RpcStatus(status) = ttrpc::Error::from(error) else { panic!("not a status") };
+        assert!(status.message().len() < 4096 && status.message().ends_with("ä ..."));
+        assert_eq!(status.code(), Code::PERMISSION_DENIED);
+    }
+}

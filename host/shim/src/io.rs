@@ -1,0 +1,244 @@
+//! A process's streams: containerd's fifos, files and loggers on one side, the guest's agent on the other.
+//!
+//! Nothing is read from the guest before what came earlier is taken, so that a slow reader slows the process down and costs
+//! no memory. Fifos are held open in both directions: containerd may restart without the process noticing.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use rustix::fs::OFlags;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::unix::pipe;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use wire_ttrpc::agent::{CloseStdinRequest, ReadStreamRequest, WriteStreamRequest};
+
+use crate::Error;
+use crate::guest::Guest;
+use crate::logger;
+use crate::phase::Phase;
+
+/// Where a process's streams go, as containerd names it; empty for nowhere.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Stdio {
+    pub(crate) stdin: String,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+    pub(crate) terminal: bool,
+}
+
+/// Names a process to the guest.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct ProcessId {
+    pub(crate) container: String,
+    /// Empty for the container's first process.
+    pub(crate) exec: String,
+}
+
+pub(crate) type Output = Box<dyn AsyncWrite + Send + Unpin>;
+
+/// The host's ends of a process's streams, open before the process is.
+pub(crate) struct Streams {
+    stdin: Option<pipe::Receiver>,
+    stdout: Option<Output>,
+    stderr: Option<Output>,
+}
+
+/// Keeps a process's standard input from ending although nobody writes to it now.
+#[derive(Default)]
+pub(crate) struct Keeper(Mutex<Option<File>>);
+
+impl Keeper {
+    /// Lets standard input end with its last writer.
+    pub(crate) fn release(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+}
+
+impl Streams {
+    /// Opens what `stdio` names.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(crate) async fn open(stdio: &Stdio, container: &str, namespace: &str) -> Result<(Self, Keeper), Error> {
+        let mut streams = Self { stdin: None, stdout: None, stderr: None };
+        let mut keeper = Keeper::default();
+        if !stdio.stdin.is_empty() {
+            let (receiver, file) = input(&stdio.stdin).map_err(failed(&stdio.stdin))?;
+            streams.stdin = Some(receiver);
+            keeper = Keeper(Mutex::new(Some(file)));
+        }
+        if let Some(binary) = stdio.stdout.strip_prefix("binary://") {
+            let [stdout, stderr] = logger::start(binary, container, namespace).await.map_err(failed(&stdio.stdout))?;
+            (streams.stdout, streams.stderr) = (Some(stdout), (!stdio.terminal).then_some(stderr));
+            return Ok((streams, keeper));
+        }
+        streams.stdout = output(&stdio.stdout).map_err(failed(&stdio.stdout))?;
+        // A terminal has one stream.
+        let stderr = if stdio.terminal { "" } else { &stdio.stderr };
+        streams.stderr = output(stderr).map_err(failed(stderr))?;
+        Ok((streams, keeper))
+    }
+
+    /// Carries the streams until they end, or a while after the process has.
+    pub(crate) fn carry(self, guest: &Guest, id: &ProcessId, terminal: bool, ended: &watch::Receiver<Phase>) -> Copies {
+        let mut copies = Vec::new();
+        // Somebody has to take what nobody wants, or the process would wait for ever.
+        copies.push(tokio::spawn(Carrier::new(guest, id).take(Stream::Stdout, or_nowhere(self.stdout), ended.clone())));
+        if !terminal {
+            let stderr = or_nowhere(self.stderr);
+            copies.push(tokio::spawn(Carrier::new(guest, id).take(Stream::Stderr, stderr, ended.clone())));
+        }
+        let input = match self.stdin {
+            Some(stdin) => Some(tokio::spawn(Carrier::new(guest, id).feed(stdin))),
+            // A terminal that nobody types at is no end of input.
+            None if terminal => None,
+            None => Some(tokio::spawn(Carrier::new(guest, id).feed(tokio::io::empty()))),
+        };
+        Copies { outputs: copies, input }
+    }
+}
+
+/// The running copies of a process. Dropping them lets outputs end by themselves.
+pub(crate) struct Copies {
+    outputs: Vec<JoinHandle<()>>,
+    input: Option<JoinHandle<()>>,
+}
+
+impl Copies {
+    /// Waits for the last output of a process that has ended.
+    pub(crate) async fn end(self) {
+        if let Some(input) = self.input {
+            input.abort();
+        }
+        for output in self.outputs {
+            let _ = output.await;
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Stream {
+    Stdout,
+    Stderr,
+}
+
+struct Carrier {
+    guest: Guest,
+    id: ProcessId,
+}
+
+impl Carrier {
+    fn new(guest: &Guest, id: &ProcessId) -> Self {
+        Self { guest: guest.clone(), id: id.clone() }
+    }
+
+    /// From the guest to the host.
+    async fn take(self, stream: Stream, mut output: Output, mut ended: watch::Receiver<Phase>) {
+        // A process may leave others behind that hold its streams: they are listened to for a while only.
+        let over = async {
+            let _ = ended.wait_for(|phase| phase.exit().is_some()).await;
+            tokio::time::sleep(DRAIN).await;
+        };
+        tokio::pin!(over);
+        loop {
+            let request = ReadStreamRequest {
+                container_id: self.id.container.clone(),
+                exec_id: self.id.exec.clone(),
+                len: CHUNK as u32,
+                ..ReadStreamRequest::default()
+            };
+            let answer = async {
+                match stream {
+                    Stream::Stdout => self.guest.read_stdout(request).await,
+                    Stream::Stderr => self.guest.read_stderr(request).await,
+                }
+            };
+            let answer = tokio::select! {
+                answer = answer => answer,
+                () = &mut over => return,
+            };
+            match answer {
+                Ok(answer) if answer.data.is_empty() => return,
+                Ok(answer) => {
+                    if let Err(error) = output.write_all(&answer.data).await {
+                        tracing::warn!(container = %self.id.container, %error, "output can't be written");
+                        return;
+                    }
+                    // What is read from a file or a logger must not wait for more.
+                    let _ = output.flush().await;
+                }
+                Err(error) => {
+                    tracing::debug!(container = %self.id.container, %error, "output ends");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// From the host to the guest.
+    async fn feed(self, mut input: impl AsyncRead + Unpin) {
+        let (container_id, exec_id) = (self.id.container.clone(), self.id.exec.clone());
+        let mut buffer = vec![0; CHUNK];
+        loop {
+            let length = match input.read(&mut buffer).await {
+                Ok(0) | Err(_) => break,
+                Ok(length) => length,
+            };
+            let mut rest = &buffer[..length];
+            while !rest.is_empty() {
+                let request = WriteStreamRequest {
+                    container_id: container_id.clone(),
+                    exec_id: exec_id.clone(),
+                    data: rest.to_vec(),
+                    ..WriteStreamRequest::default()
+                };
+                match self.guest.write_stdin(request).await {
+                    Ok(answer) if answer.len > 0 => rest = &rest[rest.len().min(answer.len as usize)..],
+                    Ok(_) => return,
+                    Err(error) => {
+                        tracing::debug!(container = %container_id, %error, "input ends");
+                        return;
+                    }
+                }
+            }
+        }
+        let request = CloseStdinRequest { container_id, exec_id, ..CloseStdinRequest::default() };
+        if let Err(error) = self.guest.close_stdin(request).await {
+            tracing::debug!(container = %self.id.container, %error, "input stays open");
+        }
+    }
+}
+
+/// Opens a fifo for reading, and once more so that it doesn't end.
+fn input(path: &str) -> io::Result<(pipe::Receiver, File)> {
+    let keeper = OpenOptions::new().read(true).write(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(path)?;
+    Ok((pipe::OpenOptions::new().open_receiver(path)?, keeper))
+}
+
+fn output(path: &str) -> io::Result<Option<Output>> {
+    if path.is_empty() {
+        return Ok(None);
+    }
+    if let Some(file) = path.strip_prefix("file://") {
+        let file = OpenOptions::new().append(true).create(true).open(file)?;
+        return Ok(Some(Box::new(tokio::fs::File::from_std(file))));
+    }
+    Ok(Some(Box::new(pipe::OpenOptions::new().read_write(true).open_sender(path)?)))
+}
+
+fn or_nowhere(output: Option<Output>) -> Output {
+    output.unwrap_or_else(|| Box::new(tokio::io::sink()))
+}
+
+fn failed(path: &str) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::Io { path: path.to_owned(), source }
+}
+
+/// Below the limit of a ttrpc frame by far.
+const CHUNK: usize = 32 << 10;
+/// How long a process that has ended may still be heard.
+const DRAIN: Duration = Duration::from_secs(2);

@@ -1,0 +1,511 @@
+//! A running pod: its machine, its containers, and what happens to them.
+//!
+//! No lock is held across a request to the guest: while one container waits for its image, its siblings start, answer and
+//! end.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use containerd_shim_protos::api::{CreateTaskRequest, ExecProcessRequest, KillRequest};
+use containerd_shim_protos::events::task::{
+    TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskIO, TaskOOM, TaskPaused, TaskResumed,
+    TaskStart,
+};
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use protobuf::{Message as _, MessageField};
+use tokio::time::timeout;
+use wire_ttrpc::agent::{
+    ExecProcessRequest as GuestExec, GetDiagnosticDataRequest, GetMetricsRequest, GetOOMEventRequest,
+    PauseContainerRequest, RemoveContainerRequest, ResumeContainerRequest, SignalProcessRequest, StartContainerRequest,
+    StatsContainerRequest, TtyWinResizeRequest, UpdateContainerRequest, WaitProcessRequest,
+};
+
+use crate::container::Container;
+use crate::create::Creation;
+use crate::events::Events;
+use crate::guest::Guest;
+use crate::io::{ProcessId, Stdio};
+use crate::machine::Machine;
+use crate::metrics::Metrics;
+use crate::phase::{Exit, Phase};
+use crate::process::Process;
+use crate::spec::Resources;
+use crate::task::timestamp;
+use crate::{Error, Kind, Spec, stats};
+
+/// A running pod.
+pub(crate) struct Pod {
+    pub(crate) id: String,
+    namespace: String,
+    machine: Machine,
+    guest: Guest,
+    events: Events,
+    create_limit: Duration,
+    containers: Mutex<BTreeMap<String, Slot>>,
+}
+
+/// A container's place in its pod.
+enum Slot {
+    /// It is being created.
+    Taken,
+    /// It exists.
+    Filled(Arc<Container>),
+}
+
+impl Pod {
+    /// A pod on a machine that has just been booted.
+    pub(crate) fn new(
+        id: String,
+        namespace: String,
+        machine: Machine,
+        events: Events,
+        metrics: Metrics,
+        create_limit: Duration,
+    ) -> Arc<Self> {
+        let guest = Guest::new(machine.agent(), metrics);
+        let pod = Arc::new(Self { id, namespace, machine, guest, events, create_limit, containers: Mutex::default() });
+        tokio::spawn(Arc::clone(&pod).watch_machine());
+        tokio::spawn(Arc::clone(&pod).watch_memory());
+        pod
+    }
+
+    pub(crate) fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
+    /// Creates a container. Its place is taken from here on, and free again if it fails.
+    pub(crate) async fn create(
+        self: &Arc<Self>,
+        request: &CreateTaskRequest,
+        spec: Spec,
+        kind: Kind,
+    ) -> Result<u32, Error> {
+        let reservation = Reservation::of(self, &request.id)?;
+        let creation = Creation { request, spec, kind, namespace: &self.namespace, limit: self.create_limit };
+        let container = match creation.run(&self.guest, &self.machine, &self.id).await {
+            Ok(container) => Arc::new(container),
+            Err(error) => return Err(self.cause_of(error).await),
+        };
+        let stdio = &container.init.stdio;
+        let io = TaskIO {
+            stdin: stdio.stdin.clone(),
+            stdout: stdio.stdout.clone(),
+            stderr: stdio.stderr.clone(),
+            terminal: stdio.terminal,
+            ..TaskIO::default()
+        };
+        // The same message under two names.
+        let rootfs = request.rootfs.iter().filter_map(|mount| mount.write_to_bytes().ok());
+        self.events.publish(TaskCreate {
+            container_id: container.id.clone(),
+            bundle: container.bundle.clone(),
+            rootfs: rootfs.filter_map(|mount| protobuf::Message::parse_from_bytes(&mount).ok()).collect(),
+            io: MessageField::some(io),
+            pid: self.machine.pid(),
+            ..TaskCreate::default()
+        });
+        reservation.fill(&container);
+        let init = Arc::clone(&container.init);
+        tokio::spawn(Arc::clone(self).watch_process(container, init));
+        Ok(self.machine.pid())
+    }
+
+    /// Adds a process to a container; [`Pod::start`] runs it.
+    pub(crate) async fn exec(&self, request: &ExecProcessRequest) -> Result<(), Error> {
+        let container = self.container(&request.id)?;
+        if container.init.phase().exit().is_some() {
+            return Err(Error::State(format!("container {} has ended", container.id)));
+        }
+        let mut command = crate::spec::Process::parse(&request.spec.value)?.into_wire();
+        command.Terminal = request.terminal;
+        // What the host would allow a process of its own says nothing about the guest.
+        command.Capabilities = MessageField::none();
+        let id = ProcessId { container: request.id.clone(), exec: request.exec_id.clone() };
+        let stdio = Stdio {
+            stdin: request.stdin.clone(),
+            stdout: request.stdout.clone(),
+            stderr: request.stderr.clone(),
+            terminal: request.terminal,
+        };
+        container.add(Process::open(id, stdio, Some(command), &self.namespace).await?)?;
+        self.events.publish(TaskExecAdded {
+            container_id: request.id.clone(),
+            exec_id: request.exec_id.clone(),
+            ..TaskExecAdded::default()
+        });
+        Ok(())
+    }
+
+    /// Runs a container's first process, or an exec.
+    pub(crate) async fn start(self: &Arc<Self>, id: &str, exec: &str) -> Result<u32, Error> {
+        let (container, process) = self.process(id, exec)?;
+        let starting = process.starting.lock().await;
+        if process.phase() != Phase::Created {
+            return Err(Error::State(format!("{} has been started already", name(&process.id))));
+        }
+        let pid = self.machine.pid();
+        match &process.command {
+            None => {
+                let request = StartContainerRequest { container_id: id.to_owned(), ..Default::default() };
+                self.of_guest(self.guest.start_container(request).await).await?;
+                process.enter(Phase::Running);
+                process.carry(&self.guest);
+                self.events.publish(TaskStart { container_id: id.to_owned(), pid, ..TaskStart::default() });
+                drop(starting);
+            }
+            Some(command) => {
+                let request = GuestExec {
+                    container_id: id.to_owned(),
+                    exec_id: exec.to_owned(),
+                    process: MessageField::some(command.clone()),
+                    ..GuestExec::default()
+                };
+                self.of_guest(self.guest.exec_process(request).await).await?;
+                process.enter(Phase::Running);
+                process.carry(&self.guest);
+                self.events.publish(TaskExecStarted {
+                    container_id: id.to_owned(),
+                    exec_id: exec.to_owned(),
+                    pid,
+                    ..TaskExecStarted::default()
+                });
+                drop(starting);
+                tokio::spawn(Arc::clone(self).watch_process(container, process));
+            }
+        }
+        Ok(pid)
+    }
+
+    /// Sends a signal. A machine whose guest doesn't take it is ended, where the signal is meant for the machine.
+    pub(crate) async fn kill(&self, request: &KillRequest) -> Result<(), Error> {
+        let (container, process) = self.process(&request.id, &request.exec_id)?;
+        let gone = || Error::NotFound(format!("{} has ended: it is", name(&process.id)));
+        if process.phase().exit().is_some() {
+            return Err(gone());
+        }
+        let signal = SignalProcessRequest {
+            container_id: request.id.clone(),
+            exec_id: request.exec_id.clone(),
+            signal: request.signal,
+            ..SignalProcessRequest::default()
+        };
+        let Err(error) = self.guest.signal_process(signal).await else { return Ok(()) };
+        let whole = container.kind.owns_machine() && request.exec_id.is_empty();
+        match error {
+            // The guest may refuse, and its machine ends all the same.
+            error if whole && request.signal == KILL => {
+                tracing::warn!(id = %request.id, %error, "the guest didn't take a signal, and its machine is ended");
+                self.machine.stop().await;
+                Ok(())
+            }
+            Error::Guest { code: ttrpc::Code::NOT_FOUND, .. } => Err(gone()),
+            Error::Closed { .. } if self.machine.end().is_some() => Err(gone()),
+            error => Err(error),
+        }
+    }
+
+    /// Removes a container that has ended or was never started, or an exec.
+    pub(crate) async fn delete(&self, id: &str, exec: &str) -> Result<Exit, Error> {
+        let (container, process) = self.process(id, exec)?;
+        let exit = match process.phase() {
+            Phase::Ended(exit) => exit,
+            Phase::Created => Exit::now(0),
+            Phase::Running | Phase::Paused => {
+                return Err(Error::State(format!("{} runs; next: end it first", name(&process.id))));
+            }
+        };
+        if !exec.is_empty() {
+            container.forget(exec);
+            process.close().await;
+            return Ok(exit);
+        }
+        if container.kind.owns_machine() {
+            self.machine.stop().await;
+        } else if self.machine.end().is_none() {
+            let request =
+                RemoveContainerRequest { container_id: id.to_owned(), timeout: REMOVAL, ..Default::default() };
+            if let Err(error) = self.guest.remove_container(request).await {
+                tracing::warn!(container = %id, %error, "the guest didn't remove a container");
+            }
+        }
+        for disk in container.release() {
+            if let Err(error) = self.machine.detach(disk).await {
+                tracing::warn!(container = %id, %error, "a disk stays with the machine");
+            }
+        }
+        for process in container.processes() {
+            process.end(exit);
+            process.close().await;
+        }
+        self.containers().remove(id);
+        self.events.publish(TaskDelete {
+            container_id: id.to_owned(),
+            pid: self.machine.pid(),
+            exit_status: exit.status,
+            exited_at: MessageField::some(timestamp(exit.at)),
+            ..TaskDelete::default()
+        });
+        Ok(exit)
+    }
+
+    /// Freezes a container.
+    pub(crate) async fn pause(&self, id: &str) -> Result<(), Error> {
+        let container = self.container(id)?;
+        let request = PauseContainerRequest { container_id: id.to_owned(), ..Default::default() };
+        self.of_guest(self.guest.pause_container(request).await).await?;
+        container.init.enter(Phase::Paused);
+        self.events.publish(TaskPaused { container_id: id.to_owned(), ..TaskPaused::default() });
+        Ok(())
+    }
+
+    /// Lets a frozen container go on.
+    pub(crate) async fn resume(&self, id: &str) -> Result<(), Error> {
+        let container = self.container(id)?;
+        let request = ResumeContainerRequest { container_id: id.to_owned(), ..Default::default() };
+        self.of_guest(self.guest.resume_container(request).await).await?;
+        container.init.enter(Phase::Running);
+        self.events.publish(TaskResumed { container_id: id.to_owned(), ..TaskResumed::default() });
+        Ok(())
+    }
+
+    /// Gives a process's terminal a size.
+    pub(crate) async fn resize(&self, id: &str, exec: &str, rows: u32, columns: u32) -> Result<(), Error> {
+        let (_, process) = self.process(id, exec)?;
+        if process.phase() == Phase::Created {
+            return Err(Error::State(format!("{} hasn't been started", name(&process.id))));
+        }
+        let request = TtyWinResizeRequest {
+            container_id: id.to_owned(),
+            exec_id: exec.to_owned(),
+            row: rows,
+            column: columns,
+            ..TtyWinResizeRequest::default()
+        };
+        self.of_guest(self.guest.tty_win_resize(request).await).await.map(drop)
+    }
+
+    /// Changes what a container may use.
+    pub(crate) async fn update(&self, id: &str, resources: &[u8]) -> Result<(), Error> {
+        self.container(id)?;
+        let resources = MessageField::some(Resources::parse(resources)?.into_wire());
+        let request = UpdateContainerRequest { container_id: id.to_owned(), resources, ..Default::default() };
+        self.of_guest(self.guest.update_container(request).await).await.map(drop)
+    }
+
+    /// What a container has used.
+    pub(crate) async fn stats(&self, id: &str) -> Result<Any, Error> {
+        self.container(id)?;
+        let request = StatsContainerRequest { container_id: id.to_owned(), ..Default::default() };
+        Ok(stats::metrics(self.of_guest(self.guest.stats_container(request).await).await?))
+    }
+
+    /// The guest's own metrics, where its policy gives them.
+    pub(crate) async fn guest_metrics(&self) -> Result<String, Error> {
+        Ok(self.guest.get_metrics(GetMetricsRequest::new()).await?.metrics)
+    }
+
+    /// A container.
+    pub(crate) fn container(&self, id: &str) -> Result<Arc<Container>, Error> {
+        match self.containers().get(id) {
+            Some(Slot::Filled(container)) => Ok(Arc::clone(container)),
+            Some(Slot::Taken) | None => Err(Error::NotFound(format!("container {id}"))),
+        }
+    }
+
+    /// A container and one of its processes.
+    pub(crate) fn process(&self, id: &str, exec: &str) -> Result<(Arc<Container>, Arc<Process>), Error> {
+        let container = self.container(id)?;
+        let process = container.process(exec)?;
+        Ok((container, process))
+    }
+
+    /// Whether no container is left.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.containers().is_empty()
+    }
+
+    /// Waits for the end of a process, and tells it.
+    async fn watch_process(self: Arc<Self>, container: Arc<Container>, process: Arc<Process>) {
+        let request = WaitProcessRequest {
+            container_id: process.id.container.clone(),
+            exec_id: process.id.exec.clone(),
+            ..WaitProcessRequest::default()
+        };
+        let status = match self.guest.wait_process(request).await {
+            Ok(answer) => answer.status as u32,
+            Err(error) => {
+                // The connection ends a moment before the machine, whose end is told for all processes.
+                if timeout(GRACE, self.machine.ended()).await.is_ok() {
+                    return;
+                }
+                if matches!(error, Error::Closed { .. }) {
+                    tracing::error!(%error, "the guest's agent is gone, and its machine is ended");
+                    return self.machine.stop().await;
+                }
+                tracing::warn!(container = %container.id, %error, "the end of a process can't be known");
+                UNKNOWN
+            }
+        };
+        self.end(&container, &process, Exit::now(status)).await;
+    }
+
+    /// Tells the end of a process once.
+    async fn end(&self, container: &Container, process: &Process, exit: Exit) {
+        let _started = process.starting.lock().await;
+        let first = process.id.exec.is_empty();
+        if first && let Some(path) = &container.termination_log {
+            self.fetch_last_words(&container.id, path).await;
+        }
+        if !process.end(exit) {
+            return;
+        }
+        if first && container.kind == Kind::Sandbox {
+            // Kubernetes takes the network away next.
+            self.machine.stop().await;
+        }
+        let id = if first { &process.id.container } else { &process.id.exec };
+        self.events.publish(TaskExit {
+            container_id: process.id.container.clone(),
+            id: id.clone(),
+            pid: self.machine.pid(),
+            exit_status: exit.status,
+            exited_at: MessageField::some(timestamp(exit.at)),
+            ..TaskExit::default()
+        });
+    }
+
+    /// Writes a container's last words to where Kubernetes reads them, if the guest's policy lets them out.
+    async fn fetch_last_words(&self, id: &str, path: &Path) {
+        if self.machine.end().is_some() {
+            return;
+        }
+        let request = GetDiagnosticDataRequest {
+            log_type: "termination_log".to_owned(),
+            container_id: id.to_owned(),
+            ..GetDiagnosticDataRequest::default()
+        };
+        match timeout(GRACE, self.guest.get_diagnostic_data(request)).await {
+            Ok(Ok(answer)) => {
+                let words = answer.data.as_bytes();
+                let words = &words[..words.len().min(LAST_WORDS)];
+                if let Err(error) = tokio::fs::write(path, words).await {
+                    tracing::warn!(container = %id, %error, "the termination log can't be written");
+                }
+            }
+            Ok(Err(error)) => tracing::debug!(container = %id, %error, "no termination log"),
+            Err(_) => tracing::warn!(container = %id, "the guest gave no termination log in time"),
+        }
+    }
+
+    /// When the machine has ended, so have all processes in it.
+    async fn watch_machine(self: Arc<Self>) {
+        let reason = self.machine.ended().await;
+        tracing::debug!(%reason, "all processes of the pod have ended");
+        let containers: Vec<_> = self.containers().values().filter_map(Slot::container).collect();
+        // The pod's own container last: its end is the pod's.
+        let (last, first): (Vec<_>, Vec<_>) = containers.into_iter().partition(|it| it.kind.owns_machine());
+        for container in first.into_iter().chain(last) {
+            for process in container.processes() {
+                self.end(&container, &process, Exit::now(KILLED)).await;
+            }
+        }
+    }
+
+    /// Tells when a container was short of memory.
+    async fn watch_memory(self: Arc<Self>) {
+        loop {
+            match self.guest.get_oom_event(GetOOMEventRequest::new()).await {
+                Ok(event) => {
+                    self.events.publish(TaskOOM { container_id: event.container_id, ..TaskOOM::default() });
+                }
+                Err(error) => return tracing::debug!(%error, "no news of short memory"),
+            }
+        }
+    }
+
+    async fn of_guest<T>(&self, answer: Result<T, Error>) -> Result<T, Error> {
+        match answer {
+            Ok(answer) => Ok(answer),
+            Err(error) => Err(self.cause_of(error).await),
+        }
+    }
+
+    /// The machine's end, where that is why its guest doesn't answer.
+    async fn cause_of(&self, error: Error) -> Error {
+        match error {
+            Error::Closed { .. } => match timeout(GRACE, self.machine.ended()).await {
+                Ok(reason) => Error::Ended(reason),
+                Err(_) => error,
+            },
+            other => other,
+        }
+    }
+
+    fn containers(&self) -> MutexGuard<'_, BTreeMap<String, Slot>> {
+        self.containers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Slot {
+    fn container(&self) -> Option<Arc<Container>> {
+        match self {
+            Self::Taken => None,
+            Self::Filled(container) => Some(Arc::clone(container)),
+        }
+    }
+}
+
+/// A place that is taken for a container that is being created, and given back unless it is filled.
+struct Reservation<'a> {
+    pod: &'a Pod,
+    id: &'a str,
+    filled: bool,
+}
+
+impl<'a> Reservation<'a> {
+    fn of(pod: &'a Pod, id: &'a str) -> Result<Self, Error> {
+        if let Some(reason) = pod.machine.end() {
+            return Err(Error::Ended(reason));
+        }
+        let mut containers = pod.containers();
+        if containers.contains_key(id) {
+            return Err(Error::Exists(format!("container {id}")));
+        }
+        containers.insert(id.to_owned(), Slot::Taken);
+        Ok(Self { pod, id, filled: false })
+    }
+
+    fn fill(mut self, container: &Arc<Container>) {
+        self.pod.containers().insert(self.id.to_owned(), Slot::Filled(Arc::clone(container)));
+        self.filled = true;
+    }
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        if !self.filled {
+            self.pod.containers().remove(self.id);
+        }
+    }
+}
+
+fn name(process: &ProcessId) -> String {
+    match process.exec.as_str() {
+        "" => format!("container {}", process.container),
+        exec => format!("process {exec} of container {}", process.container),
+    }
+}
+
+const KILL: u32 = 9;
+/// 128 and SIGKILL.
+const KILLED: u32 = 137;
+/// Where the guest can't say how a process ended.
+const UNKNOWN: u32 = 255;
+/// Between the end of a machine's connections and its own, and for what a guest says at an end.
+const GRACE: Duration = Duration::from_secs(5);
+/// Seconds that a guest waits for the last processes of a container.
+const REMOVAL: u32 = 10;
+/// As much as Kubernetes reads.
+const LAST_WORDS: usize = 4096;

@@ -1,0 +1,112 @@
+//! A process in a guest, a container's first or an exec: how far it is, and its streams.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{self, watch};
+use wire_ttrpc::oci;
+
+use crate::Error;
+use crate::guest::Guest;
+use crate::io::{Copies, Keeper, ProcessId, Stdio, Streams};
+use crate::phase::{Exit, Phase};
+
+/// A process in a guest.
+pub(crate) struct Process {
+    pub(crate) id: ProcessId,
+    pub(crate) stdio: Stdio,
+    /// What an exec is to run; the container's specification says it for a first process.
+    pub(crate) command: Option<oci::Process>,
+    /// Held from the request to start until the start is told: its end is told after.
+    pub(crate) starting: sync::Mutex<()>,
+    phase: watch::Sender<Phase>,
+    keeper: Keeper,
+    streams: Mutex<Option<Streams>>,
+    copies: Mutex<Option<Copies>>,
+}
+
+impl Process {
+    /// A process that is yet to start, with its streams open.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(crate) async fn open(
+        id: ProcessId,
+        stdio: Stdio,
+        command: Option<oci::Process>,
+        namespace: &str,
+    ) -> Result<Self, Error> {
+        let (streams, keeper) = Streams::open(&stdio, &id.container, namespace).await?;
+        Ok(Self {
+            id,
+            stdio,
+            command,
+            starting: sync::Mutex::default(),
+            phase: watch::Sender::new(Phase::Created),
+            keeper,
+            streams: Mutex::new(Some(streams)),
+            copies: Mutex::default(),
+        })
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        *self.phase.borrow()
+    }
+
+    /// Goes on to a phase, unless it has ended.
+    pub(crate) fn enter(&self, phase: Phase) {
+        self.phase.send_if_modified(|now| {
+            let goes_on = now.exit().is_none();
+            if goes_on {
+                *now = phase;
+            }
+            goes_on
+        });
+    }
+
+    /// Ends. Only the first end counts, for which the answer is true.
+    pub(crate) fn end(&self, exit: Exit) -> bool {
+        self.phase.send_if_modified(|phase| {
+            let first = phase.exit().is_none();
+            if first {
+                *phase = Phase::Ended(exit);
+            }
+            first
+        })
+    }
+
+    /// How it ended, once it has.
+    pub(crate) async fn ended(&self) -> Exit {
+        let mut phase = self.phase.subscribe();
+        match phase.wait_for(|phase| phase.exit().is_some()).await.map(|phase| phase.exit()) {
+            Ok(Some(exit)) => exit,
+            // The sender is a part of self.
+            Ok(None) | Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Starts to carry its streams.
+    pub(crate) fn carry(&self, guest: &Guest) {
+        if let Some(streams) = lock(&self.streams).take() {
+            *lock(&self.copies) = Some(streams.carry(guest, &self.id, self.stdio.terminal, &self.phase.subscribe()));
+        }
+    }
+
+    /// Waits for what it said last, and closes its streams.
+    pub(crate) async fn close(&self) {
+        self.keeper.release();
+        lock(&self.streams).take();
+        let copies = lock(&self.copies).take();
+        if let Some(copies) = copies {
+            copies.end().await;
+        }
+    }
+
+    /// Lets its standard input end with the last writer.
+    pub(crate) fn close_input(&self) {
+        self.keeper.release();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
