@@ -110,7 +110,7 @@ impl DataHub {
     /// Releases every volume and takes no further one, as a guest does before it ends.
     ///
     /// # Errors
-    /// [`Error::Volume`] for the first that is in use: it stays where it is, and the others are released.
+    /// [`Error::Volume`] for one that is in use: it goes with its last user.
     pub async fn close(&self) -> Result<(), Error> {
         Ok(self.volumes.close().await?)
     }

@@ -137,6 +137,9 @@ pub enum Error {
     /// Somebody has files open.
     #[error("volume: {path} is in use; next: end the processes that have files open there, and unmount again", path = .0.display())]
     Busy(PathBuf),
+    /// Somebody has files open on a volume, and all were to be released.
+    #[error("volume: {path} is still in use, and goes with the last process that has files open there; next: end containers before the guest's services", path = .0.display())]
+    LeftInUse(PathBuf),
     /// The guest is about to end, or its runtime is shutting down.
     #[error("volume: the guest is shutting down")]
     Ended,

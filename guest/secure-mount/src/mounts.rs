@@ -98,13 +98,23 @@ impl SecureMounts {
     }
 
     /// Releases every volume and takes no further one, as a guest does before it ends. Those that are about to be mounted are
-    /// waited for.
+    /// waited for; those in use can't be reached any longer, and go with the last process that has files open there.
     ///
     /// # Errors
-    /// As [`SecureMounts::unmount_all`]; [`SecureMounts::mount`] gives [`Error::Ended`] from then on.
+    /// [`Error::LeftInUse`] for one of those. [`SecureMounts::mount`] gives [`Error::Ended`] from then on.
     pub async fn close(&self) -> Result<(), Error> {
         self.0.closed.store(true, Ordering::SeqCst);
-        self.unmount_all().await
+        let outcome = self.unmount_all().await;
+        let left = std::mem::take(&mut *self.entries());
+        run(move || {
+            drop(left);
+            Ok(())
+        })
+        .await?;
+        outcome.map_err(|error| match error {
+            Error::Busy(path) => Error::LeftInUse(path),
+            error => error,
+        })
     }
 
     /// Releases every volume; those in use are left, and the first error is returned.

@@ -69,6 +69,11 @@ impl Place {
                 _ => {}
             },
         }
+        self.remove_folders();
+        Ok(())
+    }
+
+    fn remove_folders(&mut self) {
         self.kind = Kind::Nothing;
         // Whoever has put something there meanwhile keeps it.
         while let Some(folder) = self.made.pop() {
@@ -76,7 +81,6 @@ impl Place {
                 break;
             }
         }
-        Ok(())
     }
 
     fn with_folders(path: &Path, folder: &Path) -> Result<Self, Error> {
@@ -95,6 +99,7 @@ impl Drop for Place {
         if matches!(self.release(), Err(Error::Busy(_))) {
             // It goes when the last one leaves; nobody new can enter.
             let _ = umount2(&self.path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
+            self.remove_folders();
         }
     }
 }
