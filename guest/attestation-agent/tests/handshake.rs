@@ -8,9 +8,12 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use attestation_agent::{AaConfig, AttestationAgent, Error, Measured, Stage};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use double::{Faults, KbsDouble};
 use evidence::Attester;
 use serde_json::json;
+use sha2::{Digest as _, Sha384};
 use wire::event_log::Event;
 use wire::initdata::InitData;
 use wire::jwe::KeyAlgorithm;
@@ -35,6 +38,39 @@ async fn fifty_callers_share_one_handshake() {
     assert_eq!(kbs.handshakes(), 1);
     assert!(*attested.wait_for(|attested| *attested).await.unwrap());
     assert!(kbs.user_agent().starts_with("attestation-agent-kbs-client/"));
+}
+
+/// The names of all members are upstream's, and the report data is hashed here as RFC 8785 says: with sorted members and
+/// without white space.
+#[tokio::test]
+async fn what_is_sent_is_what_upstreams_broker_reads() {
+    let kbs = KbsDouble::start().await;
+    let initdata = InitData::parse("version = \"0.1.0\"\nalgorithm = \"sha256\"\n[data]\n".to_owned()).unwrap();
+    let text = initdata.text().to_owned();
+    AttestationAgent::new(config(&kbs), Attester::sample(), Some(initdata)).unwrap().token().await.unwrap();
+
+    let [("auth", auth), ("attest", attest)] = &kbs.transcript()[..] else { panic!("{:?}", kbs.transcript()) };
+    let algorithms = json!({ "supported-hash-algorithms": ["sha256", "sha384", "sha512"] });
+    assert_eq!(*auth, json!({ "version": "0.4.0", "tee": "sample", "extra-params": algorithms }));
+    let runtime_data = &attest["runtime-data"];
+    let (nonce, key) = (&runtime_data["nonce"], &runtime_data["tee-pubkey"]);
+    let member = |name: &str| key[name].as_str().unwrap();
+    let bound = format!(
+        r#"{{"additional-evidence":"","nonce":{nonce},"tee-pubkey":{{"alg":"ECDH-ES+A256KW","crv":"P-256","kty":"EC","x":"{}","y":"{}"}}}}"#,
+        member("x"),
+        member("y")
+    );
+    let report_data = STANDARD.encode(Sha384::digest(bound));
+    let expected = json!({
+        "init-data": { "format": "toml", "body": text },
+        "runtime-data": { "nonce": nonce, "tee-pubkey": key },
+        "tee-evidence": {
+            "primary_evidence": { "svn": "1", "report_data": report_data },
+            "additional_evidence": "",
+        },
+    });
+    assert_eq!(*attest, expected);
+    assert_eq!(key.as_object().unwrap().len(), 5, "{key}");
 }
 
 #[tokio::test]

@@ -71,6 +71,52 @@ async fn each_failure_has_its_status_and_says_why() {
     }
 }
 
+/// Upstream's rows: its words are the first line of the body, and each set of features has its column.
+#[tokio::test]
+async fn every_route_has_its_status_and_body_in_each_set_of_features() {
+    let (secret, evidence) = ("bytes of kbs:///a/b/c", "evidence of [120]");
+    let (no_resource, no_attestation) = ("Resource Feature Not Enabled", "Attestation Feature Not Enabled");
+    let event = r#"{"domain":"d","operation":"done","content":"c"}"#;
+    for (method, path, body, [resource, attestation, all]) in [
+        ("GET", "/cdh/resource/a/b/c", "", [(200, secret), (404, no_resource), (200, secret)]),
+        (
+            "GET",
+            "/cdh/resource/a/b/none",
+            "",
+            [(404, "no such resource"), (404, no_resource), (404, "no such resource")],
+        ),
+        ("GET", "/cdh/resource/..", "", [(400, "BAD REQUEST"), (404, no_resource), (400, "BAD REQUEST")]),
+        ("GET", "/aa/token?token_type=kbs", "", [(404, no_attestation), (200, "token of kbs"), (200, "token of kbs")]),
+        ("GET", "/aa/token", "", [(404, no_attestation), (400, "BAD REQUEST"), (400, "BAD REQUEST")]),
+        ("GET", "/aa/evidence?runtime_data=x", "", [(404, no_attestation), (200, evidence), (200, evidence)]),
+        ("GET", "/aa/evidence", "", [(404, no_attestation), (400, "BAD REQUEST"), (400, "BAD REQUEST")]),
+        (
+            "GET",
+            "/aa/additional-evidence?encoding=base64&runtime_data=eA",
+            "",
+            [(404, no_attestation), (200, "devices of [120]"), (200, "devices of [120]")],
+        ),
+        (
+            "POST",
+            "/aa/aael",
+            event,
+            [(404, no_attestation), (200, r#"{"success":"true"}"#), (200, r#"{"success":"true"}"#)],
+        ),
+        ("POST", "/aa/aael", "{", [(404, no_attestation), (400, "BAD REQUEST"), (400, "BAD REQUEST")]),
+        ("GET", "/unknown", "", [(404, "URL NOT FOUND"); 3]),
+        ("GET", "/cdh", "", [(404, "URL NOT FOUND"); 3]),
+        ("POST", "/info", "", [(405, "METHOD NOT ALLOWED"); 3]),
+    ] {
+        for (features, expected) in
+            [(Features::Resource, resource), (Features::Attestation, attestation), (Features::All, all)]
+        {
+            let answer = ask(Guest::start(features).await.address, method, path, body).await;
+            let first_line = answer.body.lines().next().unwrap_or_default();
+            assert_eq!((answer.status, first_line), expected, "{method} {path} with {features}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_feature_that_is_off_is_named() {
     let resource = Guest::start(Features::Resource).await;

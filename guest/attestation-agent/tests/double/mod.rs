@@ -92,6 +92,11 @@ impl KbsDouble {
         self.broker.challenges.load(Ordering::SeqCst)
     }
 
+    /// What was sent to `/auth` and `/attest`, as it came.
+    pub fn transcript(&self) -> Vec<(&'static str, Value)> {
+        self.broker.transcript.lock().unwrap().clone()
+    }
+
     pub fn last_attestation(&self) -> Attestation {
         self.broker.last_attestation.lock().unwrap().clone().unwrap()
     }
@@ -159,9 +164,16 @@ struct Broker {
     tokens: Mutex<HashMap<String, Value>>,
     resources: Mutex<HashMap<String, Vec<u8>>>,
     denied: Mutex<HashMap<String, u16>>,
+    transcript: Mutex<Vec<(&'static str, Value)>>,
     last_attestation: Mutex<Option<Attestation>>,
     last_verification: Mutex<Value>,
     user_agent: Mutex<String>,
+}
+
+impl Broker {
+    fn note(&self, call: &'static str, body: &[u8]) {
+        self.transcript.lock().unwrap().push((call, serde_json::from_slice(body).unwrap()));
+    }
 }
 
 fn router(broker: Arc<Broker>) -> Router {
@@ -174,6 +186,7 @@ fn router(broker: Arc<Broker>) -> Router {
 }
 
 async fn auth(State(broker): State<Arc<Broker>>, headers: HeaderMap, body: Bytes) -> Response {
+    broker.note("auth", &body);
     let request: Request = serde_json::from_slice(&body).unwrap();
     assert_eq!((request.version.as_str(), request.tee), (VERSION, Tee::Sample));
     *broker.user_agent.lock().unwrap() = headers["user-agent"].to_str().unwrap().to_owned();
@@ -192,6 +205,7 @@ async fn attest(State(broker): State<Arc<Broker>>, headers: HeaderMap, body: Byt
     let cookie = headers["cookie"].to_str().unwrap();
     let session = cookie.strip_prefix("kbs-session-id=").unwrap();
     let nonce = broker.nonces.lock().unwrap().remove(session).unwrap();
+    broker.note("attest", &body);
     let attestation: Attestation = serde_json::from_slice(&body).unwrap();
     if let Some(detail) = &broker.faults.refuse_attest {
         return refusal(401, "RcarAttestFailed", detail);
