@@ -1,0 +1,306 @@
+//! What Kubernetes asks of a pod's guest, asked of a real one: limits, statistics, events, copied files, disks.
+
+#![allow(clippy::unwrap_used)]
+
+use std::path::Path;
+use std::time::Duration;
+
+use guest_image::GuestImage;
+use protobuf::MessageField;
+use sandbox::{DiskConfig, GuestFiles, Sandbox, SandboxConfig, SandboxName};
+use tests::{Image, InitDataFiles, Lab};
+use ttrpc::context::{self, Context};
+use wire_ttrpc::agent::*;
+use wire_ttrpc::agent_ttrpc::AgentServiceClient;
+use wire_ttrpc::oci;
+
+#[tokio::test]
+async fn a_pod_has_limits_statistics_and_events() {
+    let guest = Guest::boot("limits", |config| config.shared_pid_namespace = true).await;
+    let pause = guest.create("pause", &[], |request| {
+        let kind = ("io.katacontainers.pkg.oci.container_type".to_owned(), "pod_sandbox".to_owned());
+        request.OCI.mut_or_insert_default().Annotations.extend([kind]);
+        request.storages.clear();
+    });
+    pause.await.unwrap();
+    guest.start("pause").await;
+    guest.copy("app-config/key", b"from the host").await;
+    let start = guest.create("app", &["/bin/sh", "-c", "echo last words > /dev/termination-log; exec sleep 3600"], |request| {
+        let spec = request.OCI.mut_or_insert_default();
+        spec.Mounts.push(bind("/etc/config", &format!("{COPIES}/app-config")));
+        spec.Mounts.push(bind("/dev/shm", "/run/kata-containers/sandbox/shm"));
+        let resources = spec.Linux.mut_or_insert_default().Resources.mut_or_insert_default();
+        resources.Memory.mut_or_insert_default().Limit = 64 << 20;
+    });
+    start.await.unwrap();
+    guest.start("app").await;
+
+    // The container is where it should be, with what it should have.
+    assert_eq!(guest.output("app", &["cat", "/etc/config/key"]).await, "from the host");
+    assert!(guest.output("app", &["cat", "/proc/1/cmdline"]).await.starts_with("/pause"));
+    let stats = guest.stats("app").await;
+    assert_eq!(stats.memory_stats.usage.limit, 64 << 20);
+    assert!(stats.cpu_stats.cpu_usage.total_usage > 0 && stats.pids_stats.current > 0, "{stats:?}");
+
+    // Limits change while it runs.
+    let mut update = UpdateContainerRequest { container_id: "app".into(), ..Default::default() };
+    let resources = update.resources.mut_or_insert_default();
+    resources.Memory.mut_or_insert_default().Limit = 32 << 20;
+    let cpu = resources.CPU.mut_or_insert_default();
+    (cpu.Quota, cpu.Period, cpu.Shares) = (50_000, 100_000, 512);
+    guest.agent().update_container(soon(), &update).await.unwrap();
+    assert_eq!(guest.stats("app").await.memory_stats.usage.limit, 32 << 20);
+    assert_eq!(guest.output("app", &["cat", "/sys/fs/cgroup/cpu.max"]).await, "50000 100000\n");
+
+    // Whoever takes more memory than that is killed, and the host hears of it.
+    let told = tokio::spawn({
+        let agent = guest.agent().clone();
+        async move { agent.get_oom_event(soon(), &GetOOMEventRequest::new()).await.unwrap().container_id }
+    });
+    let greedy = ["/bin/busybox", "dd", "if=/dev/zero", "of=/dev/null", "bs=60M", "count=1"];
+    assert_eq!(guest.exec("app", &greedy).await.0, 137);
+    assert_eq!(told.await.unwrap(), "app");
+
+    // A paused container answers nothing until it goes on.
+    let pause = PauseContainerRequest { container_id: "app".into(), ..Default::default() };
+    guest.agent().pause_container(soon(), &pause).await.unwrap();
+    let resume = ResumeContainerRequest { container_id: "app".into(), ..Default::default() };
+    guest.agent().resume_container(soon(), &resume).await.unwrap();
+    let log = GetDiagnosticDataRequest {
+        log_type: "termination_log".into(),
+        container_id: "app".into(),
+        ..Default::default()
+    };
+    assert_eq!(guest.agent().get_diagnostic_data(soon(), &log).await.unwrap().data, "last words\n");
+
+    // The same container again, in the same pod.
+    let remove = RemoveContainerRequest { container_id: "app".into(), timeout: 10, ..Default::default() };
+    guest.agent().remove_container(soon(), &remove).await.unwrap();
+    guest.create("app", &["/bin/sh", "-c", "exit 3"], |_| {}).await.unwrap();
+    assert_eq!(guest.run("app").await, 3);
+    guest.end().await;
+}
+
+#[tokio::test]
+async fn a_disk_that_is_plugged_in_is_a_volume_or_a_device() {
+    let lab = Lab::new();
+    let disk = |name: &str| {
+        let path = lab.path().join(name);
+        std::fs::File::create(&path).unwrap().set_len(16 << 20).unwrap();
+        path
+    };
+    let (volume, raw) = (disk("volume.img"), disk("raw.img"));
+    let content = lab.path().join("content");
+    std::fs::create_dir(&content).unwrap();
+    std::fs::write(content.join("greeting"), "from the disk").unwrap();
+    tests::run("mke2fs", ["-q", "-t", "ext4", "-d", content.to_str().unwrap(), volume.to_str().unwrap()]);
+    std::fs::write(&raw, "raw bytes").unwrap();
+    std::fs::File::options().write(true).open(&raw).unwrap().set_len(1 << 20).unwrap();
+
+    let guest = Guest::boot("disks", |_| {}).await;
+    let attach = async |path: &Path, read_only| {
+        let disk = DiskConfig { path: path.to_owned(), read_only };
+        guest.sandbox.attach_disk(disk).await.unwrap()
+    };
+    let (volume, raw) = (attach(&volume, false).await, attach(&raw, true).await);
+    let data = "/run/kata-containers/sandbox/storage/data";
+    let with_disks = |request: &mut CreateContainerRequest| {
+        request.storages.push(Storage {
+            driver: "blk".into(),
+            source: volume.pci_path(),
+            fstype: "ext4".into(),
+            mount_point: data.into(),
+            ..Default::default()
+        });
+        request.devices.push(Device {
+            id: raw.pci_path(),
+            type_: "blk".into(),
+            container_path: "/dev/raw-disk".into(),
+            ..Default::default()
+        });
+        request.OCI.mut_or_insert_default().Mounts.push(bind("/data", data));
+    };
+    guest.create("app", &["sleep", "3600"], with_disks).await.unwrap();
+    guest.start("app").await;
+    assert_eq!(guest.output("app", &["cat", "/data/greeting"]).await, "from the disk");
+    let head = ["/bin/busybox", "dd", "if=/dev/raw-disk", "bs=9", "count=1"];
+    assert_eq!(guest.output("app", &head).await, "raw bytes");
+    let stats = VolumeStatsRequest { volume_guest_path: data.into(), ..Default::default() };
+    let stats = guest.agent().get_volume_stats(soon(), &stats).await.unwrap();
+    assert!(stats.usage[0].total > 1 << 20 && stats.usage[0].used > 0, "{stats:?}");
+
+    // With its last container the volume goes, so that its disk can be taken away.
+    let remove = RemoveContainerRequest { container_id: "app".into(), timeout: 10, ..Default::default() };
+    guest.agent().remove_container(soon(), &remove).await.unwrap();
+    guest.sandbox.detach_disk(volume).await.unwrap();
+    let error = guest.create("app", &["sleep", "1"], with_disks_gone(data)).await.unwrap_err().to_string();
+    assert!(error.contains("no disk is at"), "{error}");
+    guest.end().await;
+}
+
+fn with_disks_gone(data: &str) -> impl FnOnce(&mut CreateContainerRequest) {
+    let mount_point = data.to_owned();
+    move |request| {
+        request.storages.push(Storage {
+            driver: "blk".into(),
+            source: "02/1f".into(),
+            fstype: "ext4".into(),
+            mount_point,
+            ..Default::default()
+        });
+    }
+}
+
+/// A guest under the debug policy, with busybox as its only image.
+struct Guest {
+    lab: Lab,
+    image: String,
+    sandbox: Sandbox,
+    _registry: tests::Registry,
+    _trustee: tests::Trustee,
+}
+
+impl Guest {
+    async fn boot(name: &str, change: impl FnOnce(&mut SandboxConfig)) -> Self {
+        let lab = Lab::new();
+        let (trustee, registry) = (lab.trustee(), lab.registry());
+        let image = registry.push(Image::busybox(&lab, "app", "sleep 3600").layout(), "app");
+        let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/policies/debug.rego");
+        let (_, digest) = image.split_once('@').unwrap();
+        let policy = std::fs::read_to_string(example).unwrap();
+        let policy = policy.replace("sha256:REPLACE_WITH_THE_DIGEST_OF_YOUR_IMAGE", digest);
+        let (initdata, _) = InitDataFiles::new(policy, &trustee, &registry).build(&lab, "initdata");
+        let document = wire::initdata::InitData::parse(std::fs::read_to_string(initdata).unwrap()).unwrap();
+
+        let found = GuestImage::open(&Lab::guest_image()).unwrap();
+        let files = GuestFiles {
+            kernel: found.kernel.clone(),
+            initramfs: found.initramfs.clone(),
+            command_line: guest_image::COMMAND_LINE.to_owned(),
+        };
+        let name = SandboxName::parse(&format!("{name}-{}", std::process::id())).unwrap();
+        let mut config = SandboxConfig { memory_mib: 384, ..SandboxConfig::new(name, files) };
+        config.initdata = Some(document.into());
+        change(&mut config);
+        let sandbox = tokio::time::timeout(LIMIT, Sandbox::start(config)).await.expect("the guest boots").unwrap();
+        Self { lab, image, sandbox, _registry: registry, _trustee: trustee }
+    }
+
+    fn agent(&self) -> &AgentServiceClient {
+        self.sandbox.agent().service()
+    }
+
+    async fn create(
+        &self,
+        id: &str,
+        args: &[&str],
+        change: impl FnOnce(&mut CreateContainerRequest),
+    ) -> ttrpc::Result<()> {
+        let process = oci::Process {
+            Args: args.iter().map(ToString::to_string).collect(),
+            Env: vec!["PATH=/bin".into()],
+            ..Default::default()
+        };
+        let mut request = CreateContainerRequest {
+            container_id: id.into(),
+            storages: vec![Storage {
+                driver: "image_guest_pull".into(),
+                source: self.image.clone(),
+                fstype: "overlay".into(),
+                mount_point: format!("/run/kata-containers/{id}/rootfs"),
+                ..Default::default()
+            }],
+            OCI: MessageField::some(oci::Spec { Process: MessageField::some(process), ..Default::default() }),
+            ..Default::default()
+        };
+        change(&mut request);
+        self.agent().create_container(soon(), &request).await.map(drop)
+    }
+
+    async fn start(&self, id: &str) {
+        let request = StartContainerRequest { container_id: id.into(), ..Default::default() };
+        self.agent().start_container(soon(), &request).await.unwrap();
+    }
+
+    async fn run(&self, id: &str) -> i32 {
+        self.start(id).await;
+        let request = WaitProcessRequest { container_id: id.into(), ..Default::default() };
+        self.agent().wait_process(soon(), &request).await.unwrap().status
+    }
+
+    async fn copy(&self, path: &str, data: &[u8]) {
+        let request = CopyFileRequest {
+            path: format!("{COPIES}/{path}"),
+            file_size: data.len().try_into().unwrap(),
+            file_mode: 0o100_644,
+            dir_mode: 0o755,
+            data: data.into(),
+            ..Default::default()
+        };
+        self.agent().copy_file(soon(), &request).await.unwrap();
+    }
+
+    async fn stats(&self, id: &str) -> CgroupStats {
+        let request = StatsContainerRequest { container_id: id.into(), ..Default::default() };
+        self.agent().stats_container(soon(), &request).await.unwrap().cgroup_stats.unwrap()
+    }
+
+    async fn output(&self, id: &str, args: &[&str]) -> String {
+        let (status, output) = self.exec(id, args).await;
+        assert_eq!(status, 0, "{args:?}: {output}");
+        output
+    }
+
+    async fn exec(&self, id: &str, args: &[&str]) -> (i32, String) {
+        let exec_id = format!("e{}", args.join("-").bytes().fold(0u32, |sum, byte| sum.wrapping_mul(31) + u32::from(byte)));
+        let process = oci::Process {
+            Args: args.iter().map(ToString::to_string).collect(),
+            Env: vec!["PATH=/bin".into()],
+            ..Default::default()
+        };
+        let request = ExecProcessRequest {
+            container_id: id.into(),
+            exec_id: exec_id.clone(),
+            process: MessageField::some(process),
+            ..Default::default()
+        };
+        self.agent().exec_process(soon(), &request).await.unwrap();
+        let mut output = Vec::new();
+        loop {
+            let read =
+                ReadStreamRequest { container_id: id.into(), exec_id: exec_id.clone(), len: 4096, ..Default::default() };
+            let data = self.agent().read_stdout(soon(), &read).await.unwrap().data;
+            if data.is_empty() {
+                break;
+            }
+            output.extend(data);
+        }
+        let wait = WaitProcessRequest { container_id: id.into(), exec_id, ..Default::default() };
+        let status = self.agent().wait_process(soon(), &wait).await.unwrap().status;
+        (status, String::from_utf8_lossy(&output).into_owned())
+    }
+
+    async fn end(self) {
+        self.agent().destroy_sandbox(soon(), &DestroySandboxRequest::new()).await.unwrap();
+        self.sandbox.stop().await;
+        drop(self.lab);
+    }
+}
+
+fn bind(destination: &str, source: &str) -> oci::Mount {
+    oci::Mount {
+        destination: destination.into(),
+        source: source.into(),
+        type_: "bind".into(),
+        options: vec!["rbind".into()],
+        ..Default::default()
+    }
+}
+
+fn soon() -> Context {
+    context::with_duration(LIMIT)
+}
+
+const COPIES: &str = "/run/kata-containers/shared/containers";
+/// Software emulation on a machine that also does other work.
+const LIMIT: Duration = Duration::from_secs(180);
