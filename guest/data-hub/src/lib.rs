@@ -27,5 +27,5 @@ mod surroundings;
 pub use config::{AaConfig, CdhConfig, ConfigError, Credential, KbcConfig, LogConfig, Places, SealedSecretConfig};
 pub use error::Error;
 pub use hub::DataHub;
-pub use image::{Pulled, Resolved};
+pub use image::{NodeAddress, Pulled, Resolved};
 pub use service::serve;

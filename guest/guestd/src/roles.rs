@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use agent::{Agent, AgentConfig, AgentEvent, Policy};
 use attestation_agent::{AaConfig, AttestationAgent, process};
-use data_hub::{CdhConfig, DataHub};
+use data_hub::{CdhConfig, DataHub, NodeAddress};
 use evidence::Attester;
 use tokio::runtime::Builder;
 use tokio::sync::broadcast::error::RecvError;
@@ -38,7 +38,8 @@ async fn run(attester: Attester, initdata: Option<InitData>) -> Result<(), Error
         None => Policy::default(),
     };
     let aa = file("aa.toml").map(AaConfig::parse).transpose()?.unwrap_or_default();
-    let cdh = file("cdh.toml").map(CdhConfig::parse).transpose()?.unwrap_or_default();
+    let mut cdh = file("cdh.toml").map(CdhConfig::parse).transpose()?.unwrap_or_default();
+    cdh.image.get_or_insert_default().node_cache = Some(NodeAddress::Host);
 
     let images = cdh.image.clone().unwrap_or_default().work_dir;
     // As upstream's agent reads it from the kernel's command line.

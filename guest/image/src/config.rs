@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use crate::documents::Location;
 use crate::error::Error;
+use crate::node_cache::NodeAddress;
 use crate::registries::RegistryConfig;
 
 /// How images are pulled inside the guest. Key names are those of upstream's image configuration.
@@ -39,6 +40,9 @@ pub struct ImageConfig {
     pub registry_configuration_uri: Option<String>,
     /// The way to registries. Default: direct.
     pub image_pull_proxy: ProxyConfig,
+    /// Where blobs may be had before a registry is asked for them. Not a key of the file.
+    #[serde(skip)]
+    pub node_cache: Option<NodeAddress>,
 }
 
 /// Table `image_pull_proxy`. User names and passwords in its URLs never show in [`fmt::Debug`].
@@ -94,6 +98,7 @@ impl Default for ImageConfig {
             registry_config: None,
             registry_configuration_uri: None,
             image_pull_proxy: ProxyConfig::default(),
+            node_cache: None,
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::slice;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 
@@ -12,8 +13,8 @@ use crate::layer_dir::LayerDir;
 use crate::manifest::{LayerPlan, Resolved};
 use crate::pipeline::Pipeline;
 use crate::registries::Source;
-use crate::registry::RegistryError;
 use crate::registry::error::Attempt;
+use crate::registry::{Delivery, RegistryError};
 use crate::store::Store;
 use crate::zstd::Windows;
 
@@ -35,8 +36,11 @@ impl LayerFetch<'_> {
     /// Fetches and unpacks the layer: the network here, everything else on a thread of its own.
     ///
     /// All sources together make one stream, in which each goes on where another broke. If its bytes were wrong, nobody
-    /// knows whose they were: then each source must deliver the whole blob alone.
+    /// knows whose they were: then each source must deliver the whole blob alone. The node's cache is asked before all.
     pub(crate) async fn run(self) -> Result<LayerDir, Failure> {
+        if let Some(outcome) = self.from_node().await {
+            return outcome;
+        }
         let sources = &self.resolved.from.sources;
         let (from, wrong) = match self.attempt(sources).await {
             Err(Refusal::Wrong { from, error }) if sources.len() > 1 => (from, error),
@@ -57,7 +61,31 @@ impl LayerFetch<'_> {
         Err(Refusal::Undelivered(RegistryError::of(attempts)).into())
     }
 
+    /// The layer, if the node has it; nothing if it is the registry's turn.
+    async fn from_node(&self) -> Option<Result<LayerDir, Failure>> {
+        let (digest, size) = (self.plan.blob.digest(), self.plan.blob.size());
+        let node = self.resolved.session.node()?;
+        let blob = node.blob(digest, size).await?;
+        let broken = |cause| RegistryError::Broken { registry: "of the node".to_owned(), cause };
+        let fetch = |sink| async { Delivery { from: Vec::new(), outcome: blob.send(sink).await.map_err(broken) } };
+        match self.unpacked(fetch).await {
+            Err(Refusal::Wrong { error, .. } | Refusal::Undelivered(error)) => {
+                node.give_up(digest, &error);
+                None
+            }
+            outcome => Some(outcome.map_err(Failure::from)),
+        }
+    }
+
     async fn attempt<'s>(&self, sources: &'s [Source]) -> Result<LayerDir, Refusal<'s>> {
+        let (digest, size) = (self.plan.blob.digest(), self.plan.blob.size());
+        self.unpacked(|sink| self.resolved.session.blob(sources, digest, size, sink)).await
+    }
+
+    async fn unpacked<'s, F>(&self, fetch: impl FnOnce(mpsc::Sender<Bytes>) -> F) -> Result<LayerDir, Refusal<'s>>
+    where
+        F: Future<Output = Delivery<'s>>,
+    {
         let directory = self.store.new_layer_dir();
         let directory = directory
             .map_err(|e| Failure::new(Stage::Unpack, format!("{}: {e}", self.store.root().display())))
@@ -71,8 +99,7 @@ impl LayerFetch<'_> {
                 (pipeline.run(chunks, directory), working)
             })
         };
-        let fetch = self.resolved.session.blob(sources, self.plan.blob.digest(), self.plan.blob.size(), sink);
-        let (delivery, work) = tokio::join!(fetch, work);
+        let (delivery, work) = tokio::join!(fetch(sink), work);
         let from = delivery.from;
         match (delivery.outcome, work) {
             (Err(error @ RegistryError::TooLong { .. }), _) => Err(Refusal::Wrong { from, error }),

@@ -20,12 +20,15 @@ use oci_spec::distribution::Reference;
 use oci_spec::image::Digest;
 use reqwest::header::{ACCEPT, CONTENT_TYPE, DATE, HeaderMap, HeaderName, RETRY_AFTER};
 use reqwest::{Response, StatusCode};
+use serde::Deserialize;
 
 use crate::auth::Credentials;
 use crate::digest;
+use crate::node_cache::NodeCache;
 use crate::registries::{Candidates, RegistryConfig, Source};
 
 use access::Authorization;
+pub(crate) use blob::Delivery;
 pub(crate) use client::{Clients, Patience};
 pub use error::RegistryError;
 use error::{Attempt, blames_certificate, causes, explanation};
@@ -57,6 +60,11 @@ impl Session {
     /// Where an image may come from.
     pub(crate) fn candidates(&self, reference: &Reference) -> Candidates {
         self.registries.candidates(reference)
+    }
+
+    /// The node's cache, if the guest has one.
+    pub(crate) fn node(&self) -> Option<&NodeCache> {
+        self.clients.node.as_ref()
     }
 
     /// Asks each source in turn, and those that may do better next time again after a pause.
@@ -94,8 +102,14 @@ impl Session {
         Err(RegistryError::of(candidates.refused.iter().cloned().chain(told).collect()))
     }
 
-    /// Fetches a manifest or index by tag or digest; one asked for by digest has that digest.
+    /// Fetches a manifest or index by tag or digest; one asked for by digest has that digest, and may be the node's.
     pub(crate) async fn manifest(&self, source: &Source, version: &str) -> Result<Document, RegistryError> {
+        if let Ok(digest) = version.parse()
+            && let Some(bytes) = self.of_node(&digest).await
+            && let Some(media_type) = own_media_type(&bytes)
+        {
+            return Ok(Document { media_type, bytes });
+        }
         let document = self.fetch(source, &format!("manifests/{version}"), &[(ACCEPT, MANIFEST_TYPES)]).await?;
         if !version.contains(':') {
             return Ok(document);
@@ -108,6 +122,9 @@ impl Session {
 
     /// Fetches a blob of at most [`MAX_DOCUMENT`] bytes into memory, with the digest that was asked for.
     pub(crate) async fn document(&self, source: &Source, digest: &Digest) -> Result<Bytes, RegistryError> {
+        if let Some(bytes) = self.of_node(digest).await {
+            return Ok(bytes);
+        }
         let bytes = self.fetch(source, &format!("blobs/{digest}"), &[]).await?.bytes;
         self.check(source, &bytes, digest).map(|()| bytes)
     }
@@ -129,6 +146,10 @@ impl Session {
             Err(RegistryError::NotFound { .. }) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    async fn of_node(&self, digest: &Digest) -> Option<Bytes> {
+        self.node()?.document(digest, MAX_DOCUMENT).await
     }
 
     fn check(&self, source: &Source, bytes: &[u8], digest: &Digest) -> Result<(), RegistryError> {
@@ -263,6 +284,16 @@ impl fmt::Debug for Session {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Session").field("registries", &self.registries).finish_non_exhaustive()
     }
+}
+
+/// The type that a manifest gives itself. The node's cache has no other.
+fn own_media_type(bytes: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Head {
+        media_type: String,
+    }
+    Some(serde_json::from_slice::<Head>(bytes).ok()?.media_type)
 }
 
 fn header<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {

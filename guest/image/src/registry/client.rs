@@ -11,6 +11,7 @@ use super::error::causes;
 use super::tls;
 use crate::config::{ImageConfig, ProxyConfig};
 use crate::error::Error;
+use crate::node_cache::NodeCache;
 
 /// The clients that all pulls share.
 pub(crate) struct Clients {
@@ -21,6 +22,7 @@ pub(crate) struct Clients {
     /// Like the first two, for requests whose body is a secret: they must reach the one they are meant for.
     pub(super) straight: (Client, Client),
     pub(super) patience: Patience,
+    pub(super) node: Option<NodeCache>,
 }
 
 /// How long a registry may keep the guest waiting.
@@ -31,6 +33,8 @@ pub(crate) struct Patience {
     pub(crate) stall: Duration,
     /// The longest wait for each MiB of a body, or for what is less.
     pub(crate) progress: Duration,
+    /// The longest wait for an answer of the node's cache, and for each MiB of it.
+    pub(crate) node: Duration,
     /// The pause after the first failure; each further one is four times as long.
     pub(crate) backoff: Duration,
     /// The longest pause that a registry may ask for.
@@ -64,6 +68,7 @@ impl Clients {
             verified: client(&verified, true, Policy::custom(redirect))?,
             unverified: client(&unverified, false, Policy::custom(redirect))?,
             patience,
+            node: config.node_cache.clone().map(|address| NodeCache::new(address, patience.node)),
         })
     }
 }
@@ -82,6 +87,7 @@ impl Default for Patience {
             connect: Duration::from_secs(10),
             stall: Duration::from_secs(30),
             progress: Duration::from_secs(60),
+            node: Duration::from_secs(5),
             backoff: Duration::from_millis(200),
             retry_after: Duration::from_secs(60),
         }

@@ -226,7 +226,7 @@ pub(super) fn explanation(body: &[u8]) -> String {
 }
 
 /// An error with its causes; connection errors hide the interesting part in there.
-pub(super) fn causes(error: &dyn StdError) -> String {
+pub(crate) fn causes(error: &dyn StdError) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

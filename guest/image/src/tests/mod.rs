@@ -6,6 +6,7 @@ mod erofs;
 mod faults;
 mod formats;
 mod layers;
+mod node_cache;
 mod proxy_double;
 mod registry_double;
 mod sources;
@@ -38,6 +39,7 @@ const PATIENCE: Patience = Patience {
     connect: Duration::from_secs(5),
     stall: Duration::from_millis(200),
     progress: Duration::from_secs(60),
+    node: Duration::from_millis(500),
     backoff: Duration::from_millis(1),
     retry_after: Duration::from_millis(5),
 };
