@@ -27,6 +27,10 @@ policy_data := {
     "^[A-Z0-9_]+_SERVICE_(HOST|PORT|PORT_[A-Z0-9_]+)=[a-z0-9:.-]*$",
     "^[A-Z0-9_]+_PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?=[a-z0-9:/.-]*$"
   ],
+  "kernel_parameters": {
+    "net.ipv4.ip_unprivileged_port_start": "0",
+    "net.ipv4.ping_group_range": "0 2147483647"
+  },
   "capabilities": [
     "CAP_AUDIT_WRITE",
     "CAP_CHOWN",
@@ -73,7 +77,9 @@ CopyFileRequest if {
 CreateContainerRequest if {
 	input.guest_pause
 	not input.sandbox_pidns
-	count(input.OCI.Linux.Sysctl) == 0
+	every name, value in input.OCI.Linux.Sysctl {
+		policy_data.kernel_parameters[name] == value
+	}
 }
 
 # The environment is kept, since commands in the container run with it.
@@ -120,8 +126,15 @@ its_command(container, process) if {
 described(container, process) if {
 	known_environment(container, process)
 	its_user(container, process)
-	process.Cwd in [input.image_process.cwd, "", "/"]
+	its_folder(process)
 	few_rights(process)
+}
+
+its_folder(process) if process.Cwd == input.image_process.cwd
+
+its_folder(process) if {
+	input.image_process.cwd == ""
+	process.Cwd == "/"
 }
 
 its_user(_, process) if process.User == null

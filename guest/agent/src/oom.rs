@@ -36,11 +36,7 @@ impl OomEvents {
         let sender = self.sender.clone();
         tokio::spawn(async move {
             let path = container.cgroup().path().join("memory.events");
-            let told = tell_kills(&path, &id, &sender);
-            let outcome = tokio::select! {
-                outcome = told => outcome,
-                _ = container.init().ended() => Ok(()),
-            };
+            let outcome = tell_kills(&path, &id, &sender, container.init().ended()).await;
             // Without the memory controller there is nothing to watch.
             if let Err(error) = outcome
                 && error.kind() != io::ErrorKind::NotFound
@@ -51,13 +47,22 @@ impl OomEvents {
     }
 }
 
-/// Sends the name whenever the count of kills grows.
-async fn tell_kills(path: &Path, id: &str, sender: &mpsc::Sender<String>) -> io::Result<()> {
+/// Sends the name whenever the count of kills has grown, until the container has ended and once more then: its first
+/// process may have been the one that was killed.
+async fn tell_kills(
+    path: &Path,
+    id: &str,
+    sender: &mpsc::Sender<String>,
+    ended: impl Future<Output = i32>,
+) -> io::Result<()> {
     let events = watched(std::fs::File::open(path)?.into(), Interest::PRIORITY)?;
-    let mut known = 0;
-    loop {
-        let mut changed = events.ready(Interest::PRIORITY).await?;
-        changed.clear_ready();
+    let mut ended = std::pin::pin!(ended);
+    let (mut known, mut last) = (0, false);
+    while !last {
+        tokio::select! {
+            changed = events.ready(Interest::PRIORITY) => changed?.clear_ready(),
+            _ = ended.as_mut() => last = true,
+        }
         let kills = kills(&std::fs::read_to_string(path)?);
         if kills > known {
             // A host that does not listen misses the newest.
@@ -65,6 +70,7 @@ async fn tell_kills(path: &Path, id: &str, sender: &mpsc::Sender<String>) -> io:
         }
         known = kills;
     }
+    Ok(())
 }
 
 fn kills(events: &str) -> u64 {

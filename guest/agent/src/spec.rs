@@ -403,7 +403,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_request_makes_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400), text in "[/.a\\0=,:-]{0,12}") {
+        fn no_request_makes_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400), text in "[/.a\\x00=,:-]{0,12}") {
             if let Ok(mut request) = CreateContainerRequest::parse_from_bytes(&bytes) {
                 let _ = image(&request, Path::new("/run"));
                 let _ = build(&request);

@@ -2,10 +2,14 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use agent::{Agent, AgentConfig, AgentEvent, ImageError, ImageProcess, Images, Policy, PulledImage, ResolvedImage};
+use agent::{
+    Agent, AgentConfig, AgentEvent, ImageError, ImageProcess, Images, Policy, PulledImage, ResolvedImage, SecretError,
+    Secrets,
+};
 use async_trait::async_trait;
 use protobuf::MessageField;
 use ttrpc::{Code, context};
@@ -14,6 +18,7 @@ use wire_ttrpc::agent_ttrpc::AgentServiceClient;
 use wire_ttrpc::health::CheckRequest;
 use wire_ttrpc::health_ttrpc::HealthClient;
 use wire_ttrpc::oci;
+use zeroize::Zeroizing;
 
 /// A registry in which every reference has the same digest, and from which nothing can be pulled.
 #[derive(Default)]
@@ -42,6 +47,19 @@ impl Images for Registry {
     }
 }
 
+/// Opens what is sealed for the name of a secret.
+struct Vault;
+
+#[async_trait]
+impl Secrets for Vault {
+    async fn unseal(&self, sealed: &str) -> Result<Zeroizing<Vec<u8>>, SecretError> {
+        match sealed {
+            "sealed.unknown" => Err(SecretError("unseal: there is no such secret; next: seal it anew".into())),
+            name => Ok(Zeroizing::new(name.replace("sealed.", "secret of ").into_bytes())),
+        }
+    }
+}
+
 struct Guest {
     folder: tempfile::TempDir,
     registry: Arc<Registry>,
@@ -57,7 +75,7 @@ impl Guest {
         let agent = Agent::new(AgentConfig {
             policy,
             images: registry.clone(),
-            secrets: None,
+            secrets: Some(Arc::new(Vault)),
             disks: None,
             helper: "/bin/false".into(),
             root: folder.path().join("root"),
@@ -176,6 +194,33 @@ async fn the_policy_comes_before_everything_else() {
     assert_eq!(refusal(guest.agent.wait_process(context::with_timeout(0), &wait).await).0, Code::INVALID_ARGUMENT);
     let start = StartContainerRequest { container_id: "c1".into(), ..Default::default() };
     assert_eq!(refusal(guest.agent.start_container(context::with_timeout(0), &start).await).0, Code::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn a_sealed_secret_is_copied_as_what_it_stands_for() {
+    let guest = Guest::with_rules("CopyFileRequest := true").await;
+    let folder = guest.folder.path().join("root/shared/containers");
+    let own = guest.folder.path().metadata().unwrap();
+    let copy = async |data: &[u8]| {
+        let request = CopyFileRequest {
+            path: folder.join("c1-secret/key").to_str().unwrap().into(),
+            file_size: data.len().try_into().unwrap(),
+            file_mode: 0o100_400,
+            dir_mode: 0o755,
+            uid: own.uid().try_into().unwrap(),
+            gid: own.gid().try_into().unwrap(),
+            data: data.into(),
+            ..Default::default()
+        };
+        guest.agent.copy_file(context::with_timeout(0), &request).await
+    };
+    copy(b"sealed.key\n").await.unwrap();
+    assert_eq!(std::fs::read_to_string(folder.join("c1-secret/key")).unwrap(), "secret of key");
+    // What can't be opened leaves what was there.
+    let (code, text) = refusal(copy(b"sealed.unknown").await);
+    assert!(code == Code::INTERNAL && text.contains("no such secret"), "{text}");
+    assert_eq!(std::fs::read_to_string(folder.join("c1-secret/key")).unwrap(), "secret of key");
+    assert!(std::fs::read_dir(folder.join("../incoming")).unwrap().next().is_none());
 }
 
 #[tokio::test]

@@ -104,6 +104,7 @@ fn a_pod_of_containerd_s_asking_is_allowed_and_so_is_one_without_a_word() {
         let mut pause = Asked::new();
         pause.pause = true;
         pause.process().Args = vec!["/pause".into()];
+        pause.linux().Sysctl.insert("net.ipv4.ip_unprivileged_port_start".into(), "0".into());
         pause.ask(&policy).unwrap();
         Asked::new().ask(&policy).unwrap();
 
@@ -123,7 +124,7 @@ fn a_pod_of_containerd_s_asking_is_allowed_and_so_is_one_without_a_word() {
 fn the_host_changes_nothing_under_the_strict_policy() {
     let policy = policy("strict.rego");
     type Change = fn(&mut Asked);
-    let changes: [(&str, Change); 26] = [
+    let changes: [(&str, Change); 28] = [
         ("digest", |it| it.digest = DIGEST.replace('1', "2")),
         ("argument", |it| it.process().Args.push("--debug".into())),
         ("command", |it| it.process().Args = vec!["/bin/sh".into()]),
@@ -134,6 +135,7 @@ fn the_host_changes_nothing_under_the_strict_policy() {
         }),
         ("missing variable", |it| drop(it.process().Env.remove(1))),
         ("folder", |it| it.process().Cwd = "/tmp".into()),
+        ("root as folder", |it| it.process().Cwd = "/".into()),
         ("user", |it| it.process().User.mut_or_insert_default().UID = 7),
         ("group", |it| it.process().User.mut_or_insert_default().AdditionalGids.push(7)),
         ("user by name", |it| it.request.string_user.mut_or_insert_default().uid = "web".into()),
@@ -164,6 +166,10 @@ fn the_host_changes_nothing_under_the_strict_policy() {
         ("device", |it| it.request.devices.push(Default::default())),
         ("OCI device", |it| it.linux().Devices.push(Default::default())),
         ("kernel parameter", |it| drop(it.linux().Sysctl.insert("net.ipv4.ip_forward".into(), "1".into()))),
+        ("sandbox's kernel parameter", |it| {
+            it.pause = true;
+            it.linux().Sysctl.insert("net.ipv4.ip_unprivileged_port_start".into(), "1".into());
+        }),
         ("shared processes", |it| it.request.sandbox_pidns = true),
         ("shared mount", |it| it.request.shared_mounts.push(Default::default())),
         ("disk", |it| it.request.storages.push(Storage { driver: "blk".into(), ..Default::default() })),
