@@ -4,7 +4,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use guest_image::{BuildOptions, GuestImage, KernelSource, build_with_programs};
@@ -18,15 +18,16 @@ use wire::luks2::{Format, NewVolume};
 #[tokio::test]
 async fn volumes_keep_their_promises_in_a_guest() {
     let lab = Lab::new();
-    let image = image(&lab);
-    for (name, mib) in [("plain", 40), ("sealed", 48), ("raw", 24), ("ephemeral", 32), ("stock", 24)] {
+    let guestd = guestd(&lab);
+    let image = image(&lab, &guestd);
+    for (name, mib) in [("plain", 40), ("sealed", 48), ("raw", 24), ("ephemeral", 32), ("stock", 24), ("hub", 48)] {
         disk(&lab, name, mib);
     }
     let forged = disk(&lab, "forged", 40);
     File::options().write(true).open(forged).unwrap().write_all_at(&forged_header(40 << 20), 0).unwrap();
     let tree = layer(&lab);
 
-    let console = boot(&lab, &image, &format!("first {tree}")).await;
+    let console = boot(&lab, &image, &format!("first {tree} guestd={}", guestd.display())).await;
     expect(&console, FIRST);
     cut_off(&lab, &image).await;
     let console = boot(&lab, &image, "second").await;
@@ -45,18 +46,30 @@ const FIRST: &[&str] = &[
     "a_layer_is_read_through_dm_verity",
     "a_tampered_layer_reads_as_an_error",
     "an_image_is_mounted_through_the_tree_that_its_manifest_binds",
+    "a_pods_agent_gets_scratch_volumes_from_the_data_hub",
+    "the_data_hub_fetches_keys_and_releases_volumes_when_it_ends",
+    "a_volume_in_use_goes_with_its_last_user",
 ];
 const SECOND: &[&str] = &["both_volumes_are_whole_after_a_guest_was_cut_off"];
 
-/// A guest image with `volume-guest` in place of guestd. cryptsetup is in it for comparison; no other guest has it.
-fn image(lab: &Lab) -> GuestImage {
+/// guestd for its role of the data hub: that of the tests, without what debuggers need.
+fn guestd(lab: &Lab) -> PathBuf {
+    let stripped = lab.path().join("guestd");
+    run("strip", ["-o".into(), stripped.clone(), Lab::program("guestd")]);
+    stripped
+}
+
+/// A guest image with `volume-guest` in place of guestd, which is beside it. cryptsetup is in it for comparison; no other
+/// guest has it.
+fn image(lab: &Lab, guestd: &Path) -> GuestImage {
     let options = BuildOptions {
         guestd: Lab::program("volume-guest"),
         kernel: KernelSource::Debian,
         cache: Lab::guest_image().with_file_name("cache"),
         output: lab.path().join("image"),
     };
-    build_with_programs(&options, &["/usr/sbin/mke2fs".into(), "/usr/sbin/cryptsetup".into()]).unwrap()
+    build_with_programs(&options, &["/usr/sbin/mke2fs".into(), "/usr/sbin/cryptsetup".into(), guestd.to_owned()])
+        .unwrap()
 }
 
 fn disk(lab: &Lab, name: &str, mib: u64) -> PathBuf {
@@ -174,7 +187,7 @@ fn pattern(block: u64) -> Vec<u8> {
     format!("the owner's data, block {block:8}\n").bytes().cycle().take(4096).collect()
 }
 
-const DISKS: [&str; 8] = ["plain", "sealed", "raw", "ephemeral", "forged", "stock", "layer", "tampered-layer"];
+const DISKS: [&str; 9] = ["plain", "sealed", "raw", "ephemeral", "forged", "stock", "hub", "layer", "tampered-layer"];
 const KEY: [u8; 32] = [0xfe; 32];
 /// Bytes of one copy of a header.
 const COPY: usize = 16 << 10;

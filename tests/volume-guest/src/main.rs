@@ -1,16 +1,18 @@
 //! The first process of a guest that tries out volumes: each case says on the console how it went.
 //!
-//! `tests/volumes.rs` boots it, with disks by their names: `plain`, `sealed`, `raw`, `ephemeral`, `forged`, `stock`,
-//! `layer`, `tampered-layer`.
+//! `tests/volumes.rs` boots it, with disks by their names: `plain`, `sealed`, `raw`, `ephemeral`, `forged`, `stock`, `hub`,
+//! `layer`, `tampered-layer`; and with guestd, whose data hub is a process of its own here.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
+
+mod disks;
+mod hub;
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, symlink};
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use device_mapper::{Mapping, Target, Verity};
 use erofs::VerityRoot;
@@ -19,6 +21,11 @@ use nix::mount::{MsFlags, mount, umount};
 use nix::sys::reboot::{RebootMode, reboot};
 use secure_mount::{Config, Error, MountRequest, SecureMounts};
 use zeroize::Zeroizing;
+
+use disks::{
+    BLOCK, KEY, KEY_FILE, assert_no_mapping, assert_nothing_left, check, cryptsetup, device_id, disk_path, fill,
+    holds_plaintext, length, options_of, pattern,
+};
 
 fn main() {
     start();
@@ -37,6 +44,13 @@ fn main() {
             run("a_layer_is_read_through_dm_verity", layer);
             run("a_tampered_layer_reads_as_an_error", tampered_layer);
             run("an_image_is_mounted_through_the_tree_that_its_manifest_binds", bound_image);
+            run("a_pods_agent_gets_scratch_volumes_from_the_data_hub", || {
+                runtime.block_on(hub::scratch(&argument("guestd")))
+            });
+            run("the_data_hub_fetches_keys_and_releases_volumes_when_it_ends", || {
+                runtime.block_on(hub::keyed(&argument("guestd")))
+            });
+            run("a_volume_in_use_goes_with_its_last_user", || runtime.block_on(hub::in_use(&argument("guestd"))));
         }
         "interrupted" => runtime.block_on(interrupted()),
         "second" => {
@@ -275,7 +289,7 @@ fn bound_image() {
     assert_no_mapping();
 }
 
-/// What the host has put into `/proc/cmdline` about the layer's hash tree.
+/// What the host has put into `/proc/cmdline`: where guestd is, and the layer's hash tree.
 fn argument(name: &str) -> String {
     std::env::args().find_map(|it| Some(it.strip_prefix(name)?.strip_prefix('=')?.to_owned())).unwrap()
 }
@@ -348,9 +362,7 @@ fn run(name: &str, case: impl FnOnce()) {
 
 /// What PID 1 has to do before anything else.
 fn start() {
-    for (kind, target) in
-        [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev"), ("tmpfs", "/run"), ("tmpfs", "/tmp")]
-    {
+    for (kind, target) in [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev"), ("tmpfs", "/run")] {
         mount(Some(kind), target, Some(kind), MsFlags::empty(), None::<&str>).unwrap();
     }
     for name in fs::read_to_string("/etc/cocoon/modules").unwrap().lines().filter(|name| !name.is_empty()) {
@@ -375,8 +387,7 @@ fn start() {
 }
 
 fn request(disk: &str, source: &str, target: &str, mount_point: &str) -> MountRequest {
-    let number = fs::metadata(disk_path(disk)).map(|it| std::os::unix::fs::MetadataExt::rdev(&it)).unwrap();
-    let id = format!("{}:{}", nix::sys::stat::major(number), nix::sys::stat::minor(number));
+    let id = device_id(disk);
     let options =
         [("deviceId", id.as_str()), ("sourceType", source), ("targetType", target), ("encryptionType", "luks2")];
     MountRequest {
@@ -398,74 +409,3 @@ fn with_integrity(mut request: MountRequest, integrity: bool) -> MountRequest {
     request.options.insert("dataIntegrity".to_owned(), integrity.to_string());
     request
 }
-
-fn cryptsetup(arguments: &[&str]) {
-    let output = Command::new("/usr/sbin/cryptsetup")
-        .arg("--batch-mode")
-        .args(arguments)
-        .env("DM_DISABLE_UDEV", "1")
-        .output()
-        .unwrap();
-    let said = [output.stdout, output.stderr].concat();
-    assert!(output.status.success(), "cryptsetup {arguments:?}: {}", String::from_utf8_lossy(&said));
-}
-
-/// A file with known content that is easily recognised.
-fn fill(path: &str) {
-    let file = File::create(path).unwrap();
-    for block in 0..FILE_BLOCKS {
-        file.write_all_at(&pattern(block, BLOCK as usize), block * BLOCK).unwrap();
-    }
-    file.sync_all().unwrap();
-}
-
-fn check(path: &str) {
-    let bytes = fs::read(path).unwrap();
-    assert_eq!(bytes.len() as u64, FILE_BLOCKS * BLOCK, "{path}");
-    for (number, block) in (0..).zip(bytes.chunks(BLOCK as usize)) {
-        assert!(block == pattern(number, BLOCK as usize), "block {number} of {path}");
-    }
-}
-
-/// Also in `tests/volumes.rs`, which makes a layer of it.
-fn pattern(block: u64, length: usize) -> Vec<u8> {
-    format!("{MARKER} {block:8}\n").bytes().cycle().take(length).collect()
-}
-
-fn holds_plaintext(disk: &str) -> bool {
-    let bytes = fs::read(disk_path(disk)).unwrap();
-    let mut starts = (0..bytes.len()).filter(|at| bytes[*at] == MARKER.as_bytes()[0]);
-    starts.any(|at| bytes[at..].starts_with(MARKER.as_bytes()))
-}
-
-fn assert_nothing_left(mount_point: &str) {
-    assert!(fs::symlink_metadata(mount_point).is_err(), "{mount_point} is left");
-    assert!(!fs::read_to_string("/proc/mounts").unwrap().contains("/dev/mapper"), "a mount is left");
-    assert_no_mapping();
-}
-
-fn assert_no_mapping() {
-    let names = |folder: &str| fs::read_dir(folder).unwrap().map(|it| it.unwrap().path()).collect::<Vec<PathBuf>>();
-    assert_eq!(names("/dev/mapper"), [Path::new("/dev/mapper/control")]);
-    assert!(!names("/sys/block").iter().any(|path| path.to_string_lossy().contains("/dm-")), "a mapping is left");
-}
-
-fn options_of(mount_point: &str) -> String {
-    let mounts = fs::read_to_string("/proc/mounts").unwrap();
-    mounts.lines().find(|line| line.contains(&format!(" {mount_point} "))).unwrap().to_owned()
-}
-
-fn length(path: &str) -> u64 {
-    std::io::Seek::seek(&mut File::open(path).unwrap(), std::io::SeekFrom::End(0)).unwrap()
-}
-
-fn disk_path(name: &str) -> String {
-    fs::canonicalize(Path::new("/run/disks").join(name)).unwrap().display().to_string()
-}
-
-const KEY_FILE: &str = "/run/key";
-/// Not text, so that its derivation costs the least. Also in `tests/volumes.rs`, which forges a header with it.
-const KEY: [u8; 32] = [0xfe; 32];
-const MARKER: &str = "the owner's data, block";
-const BLOCK: u64 = 4096;
-const FILE_BLOCKS: u64 = 512;
