@@ -14,6 +14,7 @@ mod lab;
 mod pod;
 mod process;
 mod registry;
+mod services;
 mod trustee;
 
 pub use balancer::Balancer;
@@ -23,4 +24,5 @@ pub use newer_debian::NewerDebian;
 pub use pod::{InitDataFiles, Pod, agent_policy};
 pub use process::{Daemon, Finished, run, try_run};
 pub use registry::Registry;
+pub use services::Services;
 pub use trustee::{Client, Trustee};

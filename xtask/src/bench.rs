@@ -29,3 +29,12 @@ pub fn image(arguments: &[&str]) -> Result<(), Error> {
     step("measuring");
     run(Command::new(build::program("bench-image")).args(arguments))
 }
+
+/// How fast containers get secrets, against what a key broker alone serves in the same run.
+pub fn secrets(arguments: &[&str]) -> Result<(), Error> {
+    packages::install()?;
+    build::programs()?;
+    build::guest_image()?;
+    step("measuring");
+    run(Command::new(build::program("bench-secrets")).arg("--guestd").arg(build::guestd()).args(arguments))
+}

@@ -66,7 +66,7 @@ fn remapped_paths() -> String {
 }
 
 /// guestd, in the folder of its profile beside the others'.
-fn guestd() -> PathBuf {
+pub fn guestd() -> PathBuf {
     let own = std::env::current_exe().unwrap_or_default();
     own.ancestors().nth(2).map_or_else(|| root().join("target"), PathBuf::from).join("guest/guestd")
 }

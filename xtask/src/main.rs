@@ -22,6 +22,7 @@ fn main() -> ExitCode {
         ["bench", "boot"] => bench::boot(),
         ["bench", "trustee", ..] => bench::trustee(&words[2..]),
         ["bench", "image", ..] => bench::image(&words[2..]),
+        ["bench", "secrets", ..] => bench::secrets(&words[2..]),
         ["setup"] => packages::install(),
         _ => {
             eprintln!("{USAGE}");
@@ -93,4 +94,6 @@ usage: cargo xtask COMMAND
                 measure handshakes, resources and memory of a Trustee, or of any server at a URL
   bench image [--rounds N] [--case NAME] [--layout DIR]
                 measure image pulls: time, processor time and memory, as ratios of skopeo and umoci
+  bench secrets [--seconds N] [--connections N] [--tee-key-algorithm NAME]
+                measure secrets through the guest's services, as a ratio of what their Trustee serves
   setup         install the distribution packages that the others need";
