@@ -16,7 +16,7 @@ pub struct Registry {
     folder: PathBuf,
     port: u16,
     certificate: String,
-    _server: Daemon,
+    server: Daemon,
 }
 
 impl Registry {
@@ -31,7 +31,7 @@ impl Registry {
         fs::write(folder.join("tls.key"), signing_key.serialize_pem()).unwrap();
 
         let (port, server) = (0..ATTEMPTS).find_map(|_| Self::serve(folder)).expect("a registry");
-        Self { folder: folder.to_owned(), port, certificate, _server: server }
+        Self { folder: folder.to_owned(), port, certificate, server }
     }
 
     /// The registry can't be asked for a free port, so one is found and given to it. It may be taken meanwhile.
@@ -118,6 +118,11 @@ impl Registry {
     /// Its host and port in the references that guests and nodes see.
     pub fn host(&self) -> String {
         format!("{HOST_IN_GUEST}:{}", self.port)
+    }
+
+    /// What it said so far; it says a line for each request.
+    pub fn log(&self) -> String {
+        self.server.text()
     }
 
     /// Where the registry keeps its blobs.
