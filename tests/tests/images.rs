@@ -5,15 +5,16 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use image::{ImageConfig, KeyError, LayerKeys, Puller};
 use serde_json::{Value, json};
-use tests::{Daemon, Image, Lab, NewerDebian, Registry, Trustee, run, try_run};
-use wire::layer::{
-    Decryptor, PROVIDER, PROVIDER_ANNOTATION_PREFIX, PUBLIC_OPTIONS_ANNOTATION, PrivateOptions, PublicOptions,
-};
+use tests::{Daemon, Image, InitDataFiles, Lab, NewerDebian, Pod, Registry, Trustee, agent_policy, run, try_run};
+use wire::layer::{AnnotationPacket, PROVIDER};
+use zeroize::Zeroizing;
 
 #[test]
 fn a_guest_decrypts_what_skopeo_encrypted_and_gets_the_key_from_trustee() {
@@ -30,8 +31,13 @@ fn a_guest_decrypts_what_skopeo_encrypted_and_gets_the_key_from_trustee() {
         let encrypted = case.encrypt(&provider, name, &parameters);
         assert!(encrypted.status.success(), "{name}: {}", String::from_utf8_lossy(&encrypted.stderr));
 
+        let key_id = format!("kbs:///default/key/{name}");
+        let recipients = json!([{ "scheme": format!("provider.{PROVIDER}"), "key_id": key_id }]);
+        assert_eq!(case.recipients(name), [recipients.clone(), recipients], "{name}");
         let released = case.released(&format!("default/key/{name}"));
-        assert_eq!(case.decrypt(name, &format!("kbs:///default/key/{name}"), &released), 2, "{name}");
+        assert_eq!(case.pull(name, &released).unwrap(), "in another layer", "{name}");
+        let refusal = case.pull(name, &[9; 32]).unwrap_err();
+        assert!(refusal.contains(": key: ") && refusal.contains("wrapped with another key"), "{name}: {refusal}");
         if name != "new" {
             assert_eq!(released, [7; 32]);
         }
@@ -39,6 +45,22 @@ fn a_guest_decrypts_what_skopeo_encrypted_and_gets_the_key_from_trustee() {
     // Each of the three names was registered once, though each has two layers.
     assert_eq!(provider.text().matches("registered now").count(), 3, "{}", provider.text());
     assert!(!provider.text().contains(&STANDARD.encode([7; 32])));
+}
+
+#[test]
+fn a_pod_runs_what_skopeo_encrypted() {
+    let Some(case) = Case::new() else { return };
+    let token = case.trustee.folder().join("admin-token");
+    let provider = case.key_provider(&["--admin-token-file", text(&token)]);
+    assert!(case.encrypt(&provider, "app", "keyid=kbs:///default/key/app").status.success());
+    let image = case.registry.push(&case.lab.path().join("app"), "app");
+    let initdata = InitDataFiles::new(agent_policy(&image), &case.trustee, &case.registry);
+    let (initdata, _) = initdata.build(&case.lab, "initdata");
+
+    let (status, said) = Pod::run("skopeo", &image, Some(&initdata), &[]).into_process().wait(POD_LIMIT);
+
+    assert_eq!(status.code(), Some(7), "{said}");
+    assert!(said.lines().any(|line| line == "in another layer"), "{said}");
 }
 
 #[test]
@@ -198,9 +220,10 @@ fn cosign_verifies_what_was_signed_and_so_is_what_cosigns_own_keys_sign() {
     assert!(inspected.matches(&format!("for \"{place}\" (not verified)")).count() == 2, "{inspected}");
 }
 
-/// A Trustee that gives everything to whoever attests, an image of two layers, and skopeo.
+/// A Trustee that gives everything to whoever attests, a registry, an image of two layers, and skopeo.
 struct Case {
     trustee: Trustee,
+    registry: Registry,
     image: PathBuf,
     debian: NewerDebian,
     // Last, since the others live in its folder.
@@ -212,14 +235,14 @@ impl Case {
         let debian =
             NewerDebian::get().inspect_err(|reason| eprintln!("skipped: skopeo can't be had: {reason}")).ok()?;
         let lab = Lab::new();
-        let trustee = lab.trustee();
+        let (trustee, registry) = (lab.trustee(), lab.registry());
         trustee.config(&["set-resource-policy", "--allow-all"]);
-        let image = Image::busybox(&lab, "plain", "true").layout().to_owned();
+        let image = Image::busybox(&lab, "plain", "cat /more/file; echo; exit 7").layout().to_owned();
         let more = lab.path().join("more");
         fs::create_dir(&more).unwrap();
         fs::write(more.join("file"), "in another layer").unwrap();
         run("umoci", ["insert", "--rootless", "--image", &format!("{}:latest", image.display()), text(&more), "/more"]);
-        Some(Self { trustee, image, debian, lab })
+        Some(Self { trustee, registry, image, debian, lab })
     }
 
     /// A key provider that registers keys with the Trustee.
@@ -250,40 +273,46 @@ impl Case {
         STANDARD.decode(finished.stdout.trim()).unwrap()
     }
 
-    /// Decrypts the layers as a guest does, and tells how many there are.
-    fn decrypt(&self, name: &str, key_id: &str, key: &[u8]) -> usize {
-        let layout = self.lab.path().join(name);
-        let inspected = run(Lab::program("cocoon"), ["image", "inspect", "--json", text(&layout)]);
+    /// Whom each layer's key is wrapped for, as `cocoon image inspect` says it.
+    fn recipients(&self, name: &str) -> [Value; 2] {
+        let inspected = run(Lab::program("cocoon"), ["image", "inspect", "--json", text(&self.lab.path().join(name))]);
         let inspected: Value = serde_json::from_str(&inspected).unwrap();
-        let report = &inspected["images"][0]["manifests"][0];
-        let manifest: Value = serde_json::from_slice(&blob(&layout, report["digest"].as_str().unwrap())).unwrap();
-        let layers = manifest["layers"].as_array().unwrap();
-        for (layer, reported) in layers.iter().zip(report["layers"].as_array().unwrap()) {
-            assert_eq!(reported["encrypted"], true);
-            let recipient = json!({ "scheme": format!("provider.{PROVIDER}"), "key_id": key_id });
-            assert_eq!(reported["recipients"], json!([recipient]));
+        let layers = inspected["images"][0]["manifests"][0]["layers"].as_array().unwrap();
+        assert!(layers.iter().all(|layer| layer["encrypted"] == true), "{inspected}");
+        let recipients: Vec<Value> = layers.iter().map(|layer| layer["recipients"].clone()).collect();
+        recipients.try_into().unwrap()
+    }
 
-            let annotation = |name: &str| layer["annotations"][name].as_str().unwrap().to_owned();
-            let packet = annotation(&format!("{PROVIDER_ANNOTATION_PREFIX}{PROVIDER}"));
-            // What reaches the data hub from a puller.
-            let asked = json!({ "op": "keyunwrap", "keywrapparams": {}, "keyunwrapparams": { "annotation": packet } });
-            let packet = wire::key_provider::parse_unwrap(asked.to_string().as_bytes()).unwrap();
-            assert_eq!((packet.kid(), packet.provider()), (key_id, "kbs"));
-            let private = PrivateOptions::parse(&packet.unwrap(key).unwrap()).unwrap();
-            let public = PublicOptions::from_annotation(&annotation(PUBLIC_OPTIONS_ANNOTATION)).unwrap();
-            let mut bytes = blob(&layout, layer["digest"].as_str().unwrap());
-            let mut decryptor = Decryptor::new(&private, &public).unwrap();
-            decryptor.update(&mut bytes).unwrap();
-            decryptor.finish().unwrap();
-            assert!(bytes.starts_with(&[0x1f, 0x8b]), "a layer in gzip");
-            assert_eq!(bytes, blob(&self.image, private.digest()));
-        }
-        layers.len()
+    /// Pulls as a guest does that has got this key: what the second layer says, or why not. Nothing stays of it.
+    fn pull(&self, name: &str, key: &[u8]) -> Result<String, String> {
+        let pushed = self.registry.push(&self.lab.path().join(name), name).replace(HOST_IN_GUEST, "127.0.0.1");
+        let (work_dir, bundle) = (self.lab.path().join("work"), self.lab.path().join("bundle"));
+        let config = ImageConfig {
+            work_dir: work_dir.clone(),
+            extra_root_certificates: vec![self.registry.certificate().to_owned()],
+            ..Default::default()
+        };
+        let puller = Puller::new(config, Arc::new(Released(key.to_vec()))).unwrap();
+        let outcome = tokio::runtime::Runtime::new().unwrap().block_on(async {
+            let resolved = puller.resolve(&pushed).await.unwrap();
+            let unpacked = puller.unpack(&resolved, &bundle).await.map_err(|e| e.to_string())?;
+            let said = fs::read_to_string(unpacked.layers[1].join("more/file")).unwrap();
+            puller.release(&bundle).await.unwrap();
+            Ok(said)
+        });
+        assert_eq!(fs::read_dir(work_dir.join("layers")).unwrap().count(), 0, "{outcome:?}");
+        outcome
     }
 }
 
-fn blob(layout: &Path, digest: &str) -> Vec<u8> {
-    fs::read(layout.join("blobs/sha256").join(digest.strip_prefix("sha256:").unwrap())).unwrap()
+/// The key that Trustee released, in the place of the data hub.
+struct Released(Vec<u8>);
+
+#[async_trait::async_trait]
+impl LayerKeys for Released {
+    async fn unwrap(&self, packet: &AnnotationPacket) -> Result<Zeroizing<Vec<u8>>, KeyError> {
+        packet.unwrap(&self.0).map_err(|e| KeyError::new(format!("{}: {e}", packet.kid())))
+    }
 }
 
 fn provider_port(provider: &Daemon) -> u16 {
@@ -314,3 +343,5 @@ fn text(path: &Path) -> &str {
 }
 
 const HOST_IN_GUEST: &str = "10.0.2.2";
+/// Software emulation on a machine that also does other work.
+const POD_LIMIT: Duration = Duration::from_secs(180);

@@ -80,8 +80,13 @@ async fn private_options(keys: &dyn LayerKeys, encoded: &str) -> Result<PrivateO
     let json = STANDARD.decode(encoded).map_err(|_| PacketError::Unreadable("it is not base64".to_owned()))?;
     let packet = AnnotationPacket::parse(&json).map_err(|e| PacketError::Unreadable(e.to_string()))?;
     let options = keys.unwrap(&packet).await.map_err(PacketError::Key)?;
-    PrivateOptions::parse(&options)
-        .map_err(|e| PacketError::Unreadable(format!("what {} wraps: {e}", packet.kid().escape_debug())))
+    // A256CTR unwraps with any key, and then this is where the wrong one shows.
+    PrivateOptions::parse(&options).map_err(|e| {
+        PacketError::Unreadable(format!(
+            "what {} wraps: {e}, or it is wrapped with another key",
+            packet.kid().escape_debug()
+        ))
+    })
 }
 
 /// Every packet for a key provider, with its annotation's name.
