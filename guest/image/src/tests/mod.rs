@@ -153,6 +153,21 @@ impl Layer {
         }
     }
 
+    /// A layer that inflates without end: gzip can't by much, zstd makes 128 KiB of four bytes.
+    fn bomb() -> Self {
+        let mut header = tar::Header::new_gnu();
+        header.set_path("zeros").unwrap();
+        header.set_mode(0o644);
+        header.set_uid(owner().0.into());
+        header.set_gid(owner().1.into());
+        header.set_size(1 << 30);
+        header.set_cksum();
+        let mut bomb = Self::zstd(header.as_bytes());
+        bomb.blob.extend([0x28, 0xb5, 0x2f, 0xfd, 0x00, 0x38]);
+        bomb.blob.extend([0x02, 0x00, 0x10, 0x00].repeat(8192));
+        bomb
+    }
+
     fn encrypted(mut self, kek: &[u8; 32]) -> Self {
         let mut encryptor = Encryptor::new().unwrap();
         let digest = sha256(&self.blob);
@@ -242,4 +257,14 @@ fn privileged() -> bool {
 
 fn read(path: &Path) -> String {
     String::from_utf8(std::fs::read(path).unwrap()).unwrap()
+}
+
+/// Bytes that no compressor makes smaller.
+fn noise(length: usize) -> Vec<u8> {
+    let mut state = 1_u64;
+    let next = |_| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (state >> 33) as u8
+    };
+    (0..length).map(next).collect()
 }

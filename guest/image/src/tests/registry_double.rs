@@ -33,6 +33,8 @@ pub(super) enum Fault {
     WrongRange,
     /// The last byte is another.
     LastByte,
+    /// These bytes come for a layer, whatever was asked for.
+    Instead(Vec<u8>),
     /// More comes than was announced.
     Surplus,
     /// The blob is elsewhere.
@@ -284,6 +286,7 @@ fn respond(
             Fault::NoRanges => start = None,
             Fault::WrongRange => shown = 0,
             Fault::LastByte => *bytes.last_mut().unwrap() ^= 1,
+            Fault::Instead(other) => bytes.clone_from(other),
             Fault::Surplus => bytes.push(0),
             Fault::Redirect(to) => {
                 let location = format!("Location: {to}{path}\r\n");

@@ -95,7 +95,19 @@ async fn a_layer_with_wrong_bytes_is_taken_from_the_next_source() {
 }
 
 #[tokio::test]
-async fn an_encrypted_layer_with_wrong_bytes_is_too() {
+async fn a_bomb_that_a_mirror_delivers_instead_is_no_reason_to_refuse_the_layer() {
+    let layer = Layer::zstd(&Archive::new().file("etc-motd", b"hello").file("data", &noise(200_000)).done());
+    let mut bomb = Layer::bomb().blob;
+    assert!(bomb.len() < layer.blob.len());
+    bomb.resize(layer.blob.len(), 0);
+    let registry = async || RegistryDouble::with(std::slice::from_ref(&layer)).await;
+    let (mirror, origin) = (registry().await.with_fault(Fault::Instead(bomb)), registry().await);
+    let guest = Guest::with(&origin, behind(&[&mirror], &origin));
+    assert_eq!(unpack(&guest, "origin.test/app:v1").await.unwrap(), "hello");
+}
+
+#[tokio::test]
+async fn an_encrypted_layer_with_wrong_bytes_is_taken_from_there_too() {
     let encrypted = layer().encrypted(&KEK);
     let registry = async || RegistryDouble::with(std::slice::from_ref(&encrypted)).await;
     let (mirror, origin) = (registry().await.with_fault(Fault::LastByte), registry().await);
