@@ -93,9 +93,7 @@ impl Bootstrap {
             }
         }
     }
-}
 
-impl Bootstrap {
     /// The same as JSON, which containerd keeps beside the bundle.
     pub fn answer_json(&self, address: &str) -> String {
         let version = match self.form {

@@ -62,7 +62,11 @@ async fn copy_tree(guest: &Guest, copy: &Copied) -> Result<(), Error> {
 async fn send(guest: &Guest, file: Source) -> Result<(), Error> {
     let Source { path, request } = file;
     let size = request.file_size as u64;
-    let mut pieces = Pieces { file: File::open(&path).map_err(unreadable(&path))?, left: size };
+    let file = match File::open(&path) {
+        Err(error) if is_gone(&error) => return Ok(()),
+        file => file.map_err(unreadable(&path))?,
+    };
+    let mut pieces = Pieces { file, left: size };
     let mut offset = 0;
     let mut piece;
     (pieces, piece) = pieces.next(&path).await?;
@@ -115,6 +119,10 @@ struct Source {
 }
 
 impl Tree {
+    fn len(&self) -> usize {
+        self.folders.len() + self.files.len() + self.links.len()
+    }
+
     fn read(source: &Path, target: &str) -> Result<Self, Error> {
         let mut tree = Self::default();
         // What the mount names may be a link itself; what is mounted is what it leads to.
@@ -124,7 +132,14 @@ impl Tree {
     }
 
     fn add(&mut self, source: &Path, target: &str) -> Result<(), Error> {
-        let metadata = fs::symlink_metadata(source).map_err(unreadable(source))?;
+        let metadata = match fs::symlink_metadata(source) {
+            Err(error) if is_gone(&error) => return Ok(()),
+            metadata => metadata.map_err(unreadable(source))?,
+        };
+        if self.len() == MOST {
+            let reason = format!("it has more than {MOST} files; next: put them into the image, or on a disk");
+            return Err(Error::Volume { path: source.to_owned(), reason });
+        }
         let request = CopyFileRequest {
             path: target.to_owned(),
             file_mode: metadata.mode(),
@@ -135,8 +150,12 @@ impl Tree {
         };
         let kind = metadata.file_type();
         if kind.is_dir() {
+            let entries = match fs::read_dir(source) {
+                Err(error) if is_gone(&error) => return Ok(()),
+                entries => entries.map_err(unreadable(source))?,
+            };
             self.folders.push(request);
-            for entry in fs::read_dir(source).map_err(unreadable(source))? {
+            for entry in entries {
                 let entry = entry.map_err(unreadable(source))?;
                 let name = entry.file_name();
                 // Kubernetes' draft of a link: there for a moment only.
@@ -154,7 +173,10 @@ impl Tree {
             self.files
                 .push(Source { path: source.to_owned(), request: CopyFileRequest { file_size: size, ..request } });
         } else if kind.is_symlink() {
-            let data = fs::read_link(source).map_err(unreadable(source))?.as_os_str().as_bytes().to_vec();
+            let data = match fs::read_link(source) {
+                Err(error) if is_gone(&error) => return Ok(()),
+                leads => leads.map_err(unreadable(source))?.as_os_str().as_bytes().to_vec(),
+            };
             self.links.push(CopyFileRequest { file_size: data.len() as i64, data, ..request });
         } else {
             tracing::warn!(path = %source.display(), "not copied: neither file, folder nor link");
@@ -210,6 +232,11 @@ fn is_change(kind: &EventKind) -> bool {
     }
 }
 
+/// Kubernetes has changed the volume since it was listed, and that is another change to hear of.
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound
+}
+
 fn unreadable(path: &Path) -> impl Fn(io::Error) -> Error + use<> {
     let path = path.to_owned();
     move |error| Error::Volume { path: path.clone(), reason: format!("it can't be read: {error}") }
@@ -217,6 +244,8 @@ fn unreadable(path: &Path) -> impl Fn(io::Error) -> Error + use<> {
 
 /// A quarter of a ttrpc frame.
 const PIECE: u64 = 1 << 20;
+/// A volume of Kubernetes' own has some tens; a folder of the host's that has more is none that a guest needs in its memory.
+const MOST: usize = 10_000;
 /// Files that are on their way at once.
 const FILES: usize = 8;
 const FOLDER_MODE: u32 = 0o040_755;

@@ -165,8 +165,9 @@ impl Carrier {
                 Ok(answer) if answer.data.is_empty() => return,
                 Ok(answer) => {
                     if let Err(error) = output.write_all(&answer.data).await {
-                        tracing::warn!(container = %self.id.container, %error, "output can't be written");
-                        return;
+                        // The process must not wait for a reader that is gone.
+                        tracing::warn!(container = %self.id.container, %error, "output is lost from here on");
+                        output = Box::new(tokio::io::sink());
                     }
                     // What is read from a file or a logger must not wait for more.
                     let _ = output.flush().await;

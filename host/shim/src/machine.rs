@@ -84,7 +84,7 @@ impl Machine {
     /// Ends it, and returns when nothing of it is left.
     pub(crate) async fn stop(&self) {
         let _ = self.wishes.send(Wish::Stop).await;
-        self.ended().await;
+        self.wishes.closed().await;
     }
 
     /// Gives its guest a disk.
@@ -124,7 +124,9 @@ async fn own(sandbox: Sandbox, mut owner: Owner) {
     };
     tracing::info!(%reason, "the pod's machine ends");
     // Whoever waits for processes hears of their end before the machine's last files are gone.
-    let _ = owner.end.send(Some(reason.clone()));
-    drop(owner.wishes);
+    let _ = owner.end.send(Some(reason));
     sandbox.stop().await;
+    drop(sandbox);
+    // And whoever stops it hears when they are.
+    drop(owner.wishes);
 }

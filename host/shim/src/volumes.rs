@@ -53,8 +53,7 @@ impl Volumes {
 
     fn add(&mut self, mount: Mount, container: &str, sandbox: &str, spec: &Spec) {
         let mount = shared_memory(mount);
-        // The guest has devices of its own.
-        if !is_bind(&mount) || mount.source == GUEST_SHM || mount.source.starts_with("/dev/") {
+        if !is_bind(&mount) || mount.source == GUEST_SHM || is_the_guest_s(&mount.source) {
             self.mounts.push(mount);
             return;
         }
@@ -98,6 +97,11 @@ fn shared_memory(mount: Mount) -> Mount {
 
 fn is_bind(mount: &Mount) -> bool {
     mount.kind == "bind" || mount.options.iter().any(|option| option == "bind" || option == "rbind")
+}
+
+/// The guest has devices and a kernel of its own.
+fn is_the_guest_s(source: &str) -> bool {
+    ["/dev", "/proc", "/sys"].iter().any(|folder| Path::new(source).starts_with(folder))
 }
 
 /// Where a copy lies in the guest: a place of its own for each mount of each container.

@@ -32,6 +32,8 @@ async fn a_config_map_is_copied_and_follows_its_changes() {
     }
 
     written("..2", "new");
+    // As soon as it is out of use, perhaps while it is still being copied.
+    fs::remove_dir_all(volume.join("..1")).unwrap();
 
     let swapped = |files: &std::collections::BTreeMap<String, Vec<u8>>| files[&at("..data")] == b"..2";
     let files = soon(files.wait_for(swapped)).await.unwrap();
