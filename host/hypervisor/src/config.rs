@@ -91,6 +91,8 @@ pub enum Network {
 pub struct Tap {
     /// The device, with room for the header that virtio puts before a frame.
     pub device: Arc<OwnedFd>,
+    /// `/dev/vhost-net`, open, if the host's kernel is to move the frames itself; one for each tap.
+    pub vhost: Option<Arc<OwnedFd>>,
     /// The guest's address on this link.
     pub mac: String,
 }
@@ -126,7 +128,7 @@ impl VmConfig {
             Vsock::Kernel { device, .. } => Some(device),
             Vsock::UserBackend { .. } => None,
         };
-        taps.iter().map(|tap| &tap.device).chain(vsock).cloned().collect()
+        taps.iter().flat_map(|tap| [Some(&tap.device), tap.vhost.as_ref()]).flatten().chain(vsock).cloned().collect()
     }
 
     /// QEMU's arguments, without the program itself.
@@ -235,7 +237,9 @@ impl VmConfig {
             }
             Network::Taps(taps) => {
                 for (index, tap) in taps.iter().enumerate() {
-                    argv.option("-netdev", format!("tap,id=net{index},fd={}", tap.device.as_raw_fd()));
+                    let vhost = tap.vhost.as_ref().map(|vhost| format!(",vhost=on,vhostfd={}", vhost.as_raw_fd()));
+                    let device = tap.device.as_raw_fd();
+                    argv.option("-netdev", format!("tap,id=net{index},fd={device}{}", vhost.unwrap_or_default()));
                     argv.option("-device", format!("virtio-net-{bus},netdev=net{index},mac={}{rom}", tap.mac));
                 }
             }

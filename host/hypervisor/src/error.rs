@@ -49,7 +49,7 @@ pub enum Error {
         source: io::Error,
     },
     /// QEMU ended before it had built the machine.
-    #[error("launch: QEMU refused its command line ({}): {}; next: check the guest image, and that QEMU is 7.2 or newer", .0.status, .0.stderr_or_nothing())]
+    #[error("launch: QEMU refused its command line ({}): {}; next: {}", .0.status, .0.stderr_or_nothing(), .0.after_refusal())]
     Refused(Box<ExitReason>),
     /// QEMU's monitor did not work.
     #[error("launch: {0}; next: check that QEMU is version 7.2 or newer")]
@@ -58,7 +58,7 @@ pub enum Error {
     #[error("launch: QEMU did not build the machine within {0:?}; next: check the load of the host")]
     Slow(Duration),
     /// The VM ended before the guest was ready.
-    #[error("boot: the guest did not come up: {0}; next: {next}", next = .0.next_step())]
+    #[error("boot: the guest did not come up: {0}; next: {next}", next = .0.after_boot())]
     GuestEnded(Box<ExitReason>),
     /// The guest's kernel panicked and did not end the VM.
     #[error(
@@ -106,8 +106,17 @@ impl ExitReason {
 }
 
 impl ExitReason {
+    /// What to do about a machine that was not built.
+    fn after_refusal(&self) -> &'static str {
+        if self.stderr.iter().any(|line| line.contains("is too large")) {
+            "give the guest more memory"
+        } else {
+            "check the guest image, and that QEMU is 7.2 or newer"
+        }
+    }
+
     /// What to do about a guest that ended while it booted.
-    fn next_step(&self) -> &'static str {
+    fn after_boot(&self) -> &'static str {
         let said = |words: &str| self.console.iter().chain(&self.kernel_panic).any(|line| line.contains(words));
         if said("Out of memory") || said("out of memory") || said("deadlocked on memory") || said("write error") {
             "give the guest more memory"

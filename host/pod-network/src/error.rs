@@ -35,7 +35,7 @@ pub enum Error {
     },
     /// A tap can't be made.
     #[error(
-        "network: no tap device for {link}: {source}; next: check that the kernel has tun and that this program may use /dev/net/tun"
+        "network: no tap device for {link}: {source}; next: check that the kernel has tun, or macvtap, and that this program may make and open devices"
     )]
     Tap {
         /// The interface that it is for.
@@ -45,7 +45,7 @@ pub enum Error {
     },
     /// The kernel refuses to connect a tap and an interface.
     #[error(
-        "network: {link} can't be connected to the guest ({step}): {source}; next: check that the kernel has sch_ingress, cls_u32 and act_mirred"
+        "network: {link} can't be connected to the guest ({step}): {source}; next: check that the kernel has sch_ingress, cls_u32 and act_mirred, or macvtap"
     )]
     Connect {
         /// The interface.

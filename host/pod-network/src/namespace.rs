@@ -15,13 +15,22 @@ use wire_ttrpc::types::{ARPNeighbor, Interface, Route};
 
 use crate::netlink::Netlink;
 use crate::survey::Survey;
-use crate::{Error, tap};
+use crate::{Error, macvtap, tap};
 
 /// A pod's network namespace.
 #[derive(Clone, Debug)]
 pub struct Namespace {
     path: PathBuf,
     file: Arc<OwnedFd>,
+}
+
+/// How a guest's device takes an interface's place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Model {
+    /// A tap, and redirections between it and the interface. Works with every kind of interface.
+    Redirect,
+    /// A macvtap link on the interface, which takes all of its traffic: one hop less.
+    Macvtap,
 }
 
 /// A pod's network, in the hands of whoever gives it to the pod's machine.
@@ -69,30 +78,23 @@ impl Namespace {
         self.file.clone()
     }
 
-    /// Makes a tap for each interface that has an address, and redirects what arrives at one to the other.
+    /// Makes a tap for each interface that has an address, which takes the interface's place.
     ///
     /// # Errors
     /// Any of [`Error`]; the namespace is then as it was.
-    pub async fn connect(&self) -> Result<Connection, Error> {
+    pub async fn connect(&self, model: Model) -> Result<Connection, Error> {
         let namespace = self.clone();
         // Entering a namespace is for a thread's whole life, so it is one of its own, which another waits for.
-        let connecting = tokio::task::spawn_blocking(move || namespace.inside(connect));
+        let connecting = tokio::task::spawn_blocking(move || namespace.inside(|netlink| connect(netlink, model)));
         connecting.await.map_err(|e| Error::Netlink(io::Error::other(e)))?
     }
 
-    /// Takes away what [`connect`](Self::connect) has left on the pod's interfaces. The taps are their holders' matter.
+    /// Takes away what [`connect`](Self::connect) has left in the namespace. Taps are their holders' matter.
     ///
     /// # Errors
     /// [`Error::Namespace`], [`Error::Netlink`] and [`Error::Survey`].
     pub fn disconnect(&self) -> Result<(), Error> {
-        self.inside(async |netlink: Netlink| {
-            let survey = Survey::take(&netlink).await?;
-            // Also of those that have lost their address in the meantime.
-            for link in survey.ethernet() {
-                netlink.remove_ingress(link.header.index).await;
-            }
-            Ok(())
-        })
+        self.inside(async |netlink: Netlink| disconnect(&netlink).await)
     }
 
     /// Works with the kernel on a thread that is in the namespace.
@@ -114,16 +116,23 @@ impl Namespace {
     }
 }
 
-async fn connect(netlink: Netlink) -> Result<Connection, Error> {
+async fn connect(netlink: Netlink, model: Model) -> Result<Connection, Error> {
+    // What a killed sandbox left would be in the way.
+    disconnect(&netlink).await?;
     let survey = Survey::take(&netlink).await?;
     let mut links = Vec::new();
     for (position, link) in survey.links().enumerate() {
-        match connect_link(&netlink, link, position).await {
+        let name = format!("tap{position}{OURS}");
+        let connected = match model {
+            Model::Redirect => redirect(&netlink, link, &name).await,
+            Model::Macvtap => take_over(&netlink, link, &name).await,
+        };
+        match connected {
             Ok(device) => links.push(Link { interface: survey.interface(link), device: Arc::new(device) }),
             Err(error) => {
-                // The taps that exist are closed with `links`.
-                for link in survey.links().take(position + 1) {
-                    netlink.remove_ingress(link.header.index).await;
+                drop(links);
+                if let Err(error) = disconnect(&netlink).await {
+                    tracing::debug!(%error, "the namespace stays as it is");
                 }
                 return Err(error);
             }
@@ -132,19 +141,48 @@ async fn connect(netlink: Netlink) -> Result<Connection, Error> {
     Ok(Connection { links, routes: survey.routes(), neighbours: survey.neighbours() })
 }
 
-async fn connect_link(netlink: &Netlink, link: &LinkMessage, position: usize) -> Result<OwnedFd, Error> {
-    let name = Survey::name(link).to_owned();
-    let refused = |step| move |source| Error::Connect { link: name.clone(), step, source };
-    let tap_name = format!("tap{position}_cocoon");
-    let device = tap::create(&tap_name).map_err(|source| Error::Tap { link: Survey::name(link).to_owned(), source })?;
-    let tap = netlink.index_of(&tap_name).await.map_err(refused.clone()("finding the tap"))?;
-    netlink.bring_up(tap, Survey::mtu(link)).await.map_err(refused.clone()("bringing the tap up"))?;
+async fn disconnect(netlink: &Netlink) -> Result<(), Error> {
+    let survey = Survey::take(netlink).await?;
+    // Also of those that have lost their address in the meantime.
+    for link in survey.ethernet() {
+        if Survey::name(link).ends_with(OURS) {
+            netlink.remove_link(link.header.index).await;
+        } else {
+            netlink.remove_ingress(link.header.index).await;
+        }
+    }
+    Ok(())
+}
+
+async fn redirect(netlink: &Netlink, link: &LinkMessage, name: &str) -> Result<OwnedFd, Error> {
+    let refused = refused(link);
+    let device = tap::create(name).map_err(|source| Error::Tap { link: Survey::name(link).to_owned(), source })?;
+    let tap = netlink.index_of(name).await.map_err(refused("finding the tap"))?;
+    netlink.bring_up(tap, Survey::mtu(link)).await.map_err(refused("bringing the tap up"))?;
     for (from, to) in [(link.header.index, tap), (tap, link.header.index)] {
-        netlink.add_ingress(from).await.map_err(refused.clone()("queueing discipline"))?;
-        netlink.redirect(from, to).await.map_err(refused.clone()("redirection"))?;
+        netlink.add_ingress(from).await.map_err(refused("queueing discipline"))?;
+        netlink.redirect(from, to).await.map_err(refused("redirection"))?;
     }
     Ok(device)
 }
 
+async fn take_over(netlink: &Netlink, link: &LinkMessage, name: &str) -> Result<OwnedFd, Error> {
+    let refused = refused(link);
+    netlink.add_macvtap(name, link.header.index).await.map_err(refused("macvtap link"))?;
+    let tap = netlink.index_of(name).await.map_err(refused("finding the macvtap link"))?;
+    netlink.bring_up(tap, Survey::mtu(link)).await.map_err(refused("bringing the macvtap link up"))?;
+    macvtap::open(name).map_err(|source| Error::Tap { link: Survey::name(link).to_owned(), source })
+}
+
+fn refused(link: &LinkMessage) -> impl Fn(&'static str) -> Box<dyn FnOnce(rtnetlink::Error) -> Error> {
+    let link = Survey::name(link).to_owned();
+    move |step| {
+        let link = link.clone();
+        Box::new(move |source| Error::Connect { link, step, source })
+    }
+}
+
+/// What the names of our links end with.
+const OURS: &str = "_cocoon";
 /// The namespace of this thread.
 const OWN: &str = "/proc/thread-self/ns/net";

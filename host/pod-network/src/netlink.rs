@@ -4,8 +4,9 @@ use std::io;
 use std::time::Duration;
 
 use futures::TryStreamExt as _;
+use rtnetlink::packet_route::link::MacVtapMode;
 use rtnetlink::packet_route::tc::TcHandle;
-use rtnetlink::{Error as Refusal, Handle, LinkMessageBuilder, LinkUnspec};
+use rtnetlink::{Error as Refusal, Handle, LinkMacVtap, LinkMessageBuilder, LinkUnspec};
 
 use crate::Error;
 
@@ -33,15 +34,25 @@ impl Netlink {
         self.0.link().set(message).execute().await
     }
 
-    /// Adds the queueing discipline that sees what arrives, in place of one that another sandbox left.
+    /// Adds a macvtap link that takes all that arrives at another link, and has its address.
+    pub(crate) async fn add_macvtap(&self, name: &str, link: u32) -> Result<(), Refusal> {
+        let message = LinkMacVtap::new(name, link, MacVtapMode::Passthrough).build();
+        self.0.link().add(message).execute().await
+    }
+
+    /// Removes a link, if it is there.
+    pub(crate) async fn remove_link(&self, link: u32) {
+        if let Err(refusal) = self.0.link().del(link).execute().await {
+            tracing::debug!(link, %refusal, "there is no link to remove");
+        }
+    }
+
+    /// Adds the queueing discipline that sees what arrives.
     pub(crate) async fn add_ingress(&self, link: u32) -> Result<(), Refusal> {
-        for attempt in 0..ATTEMPTS {
+        for attempt in 1..ATTEMPTS {
             match self.0.qdisc().add(link as i32).ingress().execute().await {
-                Err(refusal) if kind(&refusal) == Some(io::ErrorKind::AlreadyExists) => {
-                    self.remove_ingress(link).await;
-                }
                 // The kernel says so while an earlier one is being taken down, and has no event for its end.
-                Err(refusal) if kind(&refusal) == Some(io::ErrorKind::ResourceBusy) => {
+                Err(Refusal::NetlinkError(message)) if message.to_io().kind() == io::ErrorKind::ResourceBusy => {
                     tokio::time::sleep(PAUSE * attempt).await;
                 }
                 outcome => return outcome,
@@ -64,13 +75,6 @@ impl Netlink {
     pub(crate) async fn redirect(&self, from: u32, to: u32) -> Result<(), Refusal> {
         let filter = self.0.traffic_filter(from as i32).add().parent(INGRESS).protocol(ALL_PROTOCOLS.to_be());
         filter.redirect(to)?.execute().await
-    }
-}
-
-fn kind(refusal: &Refusal) -> Option<io::ErrorKind> {
-    match refusal {
-        Refusal::NetlinkError(message) => Some(message.to_io().kind()),
-        _ => None,
     }
 }
 

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns};
-use pod_network::{Error, Namespace};
+use pod_network::{Connection, Error, Model, Namespace};
 
 #[tokio::test]
 async fn a_guest_takes_the_place_of_its_pod() {
@@ -25,7 +25,7 @@ async fn a_guest_takes_the_place_of_its_pod() {
     lab.in_pod("ip -6 route add default via fd00:77::1");
     lab.in_pod("ip neighbour add 10.77.0.9 lladdr 02:00:00:00:00:09 dev eth0 nud permanent");
 
-    let connection = Namespace::open(&lab.pod_path()).unwrap().connect().await.unwrap();
+    let connection = Namespace::open(&lab.pod_path()).unwrap().connect(Model::Redirect).await.unwrap();
 
     let [link] = &connection.links[..] else { panic!("{connection:?}") };
     let interface = &link.interface;
@@ -40,17 +40,25 @@ async fn a_guest_takes_the_place_of_its_pod() {
     let [neighbour] = &connection.neighbours[..] else { panic!("{connection:?}") };
     assert_eq!((&*neighbour.toIPAddress.address, &*neighbour.lladdr), ("10.77.0.9", "02:00:00:00:00:09"));
 
-    // The guest sends; somebody else in the network answers; the guest gets the answer.
-    let peer = lab.in_peer(|| UdpSocket::bind((PEER, PORT)).unwrap());
-    peer.set_read_timeout(Some(PATIENCE)).unwrap();
-    let mut guest = Guest::new(&link.device);
-    guest.send(&udp(b"from the guest"));
-    let mut received = [0; 64];
-    let (length, from) = peer.recv_from(&mut received).unwrap();
-    assert_eq!((&received[..length], from.ip().to_string()), (&b"from the guest"[..], "10.77.0.2".to_owned()));
-    peer.send_to(b"to the guest", from).unwrap();
-    let answer = guest.receive(|frame| frame.ends_with(b"to the guest"));
-    assert_eq!(answer[..6], [2, 0, 0, 0, 0, 2], "the guest's own address");
+    lab.expect_traffic(&connection);
+}
+
+#[tokio::test]
+async fn a_macvtap_link_takes_the_place_just_as_well() {
+    let Some(lab) = Lab::new("macvtap") else { return };
+    let namespace = Namespace::open(&lab.pod_path()).unwrap();
+    let before = lab.state();
+
+    // As after a sandbox whose owner was killed: the second one takes over.
+    drop(namespace.connect(Model::Macvtap).await.unwrap());
+    let connection = namespace.connect(Model::Macvtap).await.unwrap();
+
+    assert_eq!(connection.links[0].interface.hwAddr, POD_MAC);
+    lab.expect_traffic(&connection);
+    assert!(!Path::new("/dev/tap").exists(), "the machine's own folder of devices is not touched");
+    drop(connection);
+    namespace.disconnect().unwrap();
+    assert_eq!(lab.state(), before);
 }
 
 #[tokio::test]
@@ -59,13 +67,13 @@ async fn taps_end_with_their_holder_and_nothing_is_left_after_disconnect() {
     let namespace = Namespace::open(&lab.pod_path()).unwrap();
     let before = lab.state();
 
-    let connection = namespace.connect().await.unwrap();
+    let connection = namespace.connect(Model::Redirect).await.unwrap();
     assert!(lab.state().contains("tap0_cocoon"), "{}", lab.state());
     drop(connection);
     assert!(!lab.state().contains("tap0_cocoon"), "{}", lab.state());
     assert!(lab.state().contains("ingress"), "{}", lab.state());
     // As after a sandbox whose owner was killed: the next one takes over.
-    drop(namespace.connect().await.unwrap());
+    drop(namespace.connect(Model::Redirect).await.unwrap());
 
     lab.in_pod("ip address flush dev eth0");
     namespace.disconnect().unwrap();
@@ -82,7 +90,7 @@ async fn a_refusal_leaves_the_namespace_as_it_was() {
     lab.in_pod("ip tuntap add dev tap1_cocoon mode tun");
     let before = lab.state();
 
-    let error = Namespace::open(&lab.pod_path()).unwrap().connect().await.unwrap_err();
+    let error = Namespace::open(&lab.pod_path()).unwrap().connect(Model::Redirect).await.unwrap_err();
     assert!(matches!(&error, Error::Tap { link, .. } if link == "eth1"), "{error}");
     assert_eq!(lab.state(), before);
 }
@@ -142,6 +150,20 @@ impl Lab {
             });
             thread.join().unwrap()
         })
+    }
+
+    /// The guest sends; somebody else in the network answers; the guest gets the answer.
+    fn expect_traffic(&self, connection: &Connection) {
+        let peer = self.in_peer(|| UdpSocket::bind((PEER, PORT)).unwrap());
+        peer.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut guest = Guest::new(&connection.links[0].device);
+        guest.send(&udp(b"from the guest"));
+        let mut received = [0; 64];
+        let (length, from) = peer.recv_from(&mut received).unwrap();
+        assert_eq!((&received[..length], from.ip().to_string()), (&b"from the guest"[..], "10.77.0.2".to_owned()));
+        peer.send_to(b"to the guest", from).unwrap();
+        let answer = guest.receive(|frame| frame.ends_with(b"to the guest"));
+        assert_eq!(answer[..6], [2, 0, 0, 0, 0, 2], "the guest's own address");
     }
 
     /// Links and queueing disciplines of the pod, without counters.

@@ -49,6 +49,8 @@ pub enum PodNetwork {
     User,
     /// As the network namespace at this path does, whose addresses the guest gets; root only.
     Namespace(PathBuf),
+    /// The same by macvtap links.
+    Macvtap(PathBuf),
 }
 
 /// What the guest boots.

@@ -75,8 +75,37 @@ impl Error {
                     _ => Self::Guest { request, message },
                 }
             }
+            // Our own clock was first, for which the library has no code.
+            ttrpc::Error::Others(text) if text == DEADLINE => Self::Timeout { request, seconds },
             ttrpc::Error::Socket(_) | ttrpc::Error::LocalClosed | ttrpc::Error::RemoteClosed => Self::Closed,
             other => Self::Guest { request, message: other.to_string() },
         }
+    }
+}
+
+/// In ttrpc's words.
+const DEADLINE: &str = "Request deadline elapsed";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+    use ttrpc::asynchronous::Client;
+    use ttrpc::asynchronous::transport::Socket;
+    use wire_ttrpc::health::CheckRequest;
+    use wire_ttrpc::health_ttrpc::HealthClient;
+
+    #[tokio::test]
+    async fn a_guest_that_does_not_answer_is_late_and_one_that_hangs_up_is_gone() {
+        let (own, guest) = tokio::net::UnixStream::pair().unwrap();
+        let client = HealthClient::new(Client::new(Socket::from(own)));
+        let check = async || {
+            let limit = ttrpc::context::with_duration(Duration::from_millis(20));
+            let error = client.check(limit, &CheckRequest::new()).await.unwrap_err();
+            Error::of_request("Check", 7, error)
+        };
+        assert!(matches!(check().await, Error::Timeout { request: "Check", seconds: 7 }));
+        drop(guest);
+        assert!(matches!(check().await, Error::Closed));
     }
 }

@@ -1,11 +1,14 @@
 //! A sandbox's life: from QEMU's command line to an agent with a network, and to nothing left behind.
 
+use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hypervisor::acceleration;
+use hypervisor::acceleration::{self, Acceleration};
 use hypervisor::{AttachedDisk, Confinement, Disk, DiskConfig, ExitReason, Network, Tap, Tee, Vm, VmConfig};
-use pod_network::{Link, Namespace};
+use pod_network::{Link, Model, Namespace};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -50,12 +53,20 @@ impl Sandbox {
         let mut confinement = Confinement { user: user::of_vmm(&config, acceleration), ..Confinement::default() };
         let (network, setup) = match &config.network {
             PodNetwork::User => (Network::User, GuestNetwork::user()),
-            PodNetwork::Namespace(path) => {
+            PodNetwork::Namespace(path) | PodNetwork::Macvtap(path) => {
+                let model = match config.network {
+                    PodNetwork::Macvtap(_) => Model::Macvtap,
+                    _ => Model::Redirect,
+                };
                 let namespace = Namespace::open(path)?;
                 footprint.enter(&namespace)?;
                 confinement.network_namespace = Some(namespace.descriptor());
-                let connection = namespace.connect().await?;
-                let tap = |link: &Link| Tap { device: link.device.clone(), mac: link.interface.hwAddr.clone() };
+                let connection = namespace.connect(model).await?;
+                let tap = |link: &Link| Tap {
+                    device: link.device.clone(),
+                    vhost: vhost_net(acceleration),
+                    mac: link.interface.hwAddr.clone(),
+                };
                 (Network::Taps(connection.links.iter().map(tap).collect()), GuestNetwork::of(connection))
             }
         };
@@ -169,6 +180,13 @@ impl Sandbox {
         self.watcher.abort();
         self.vm.stop(GRACE).await;
     }
+}
+
+/// The host kernel's own handling of a tap, where it has one: it works with KVM alone, and is faster.
+fn vhost_net(acceleration: Acceleration) -> Option<Arc<OwnedFd>> {
+    let open = || File::options().read(true).write(true).open("/dev/vhost-net").ok();
+    let device = (acceleration == Acceleration::Kvm).then(open).flatten()?;
+    Some(Arc::new(device.into()))
 }
 
 /// Waits until the guest says that it is ready, connects, and gets an answer.

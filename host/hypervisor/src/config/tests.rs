@@ -13,7 +13,10 @@ fn a_small_vm_on_kvm() {
         acceleration: Acceleration::Kvm,
         vsock: Vsock::Kernel { cid: 42, device: device.clone() },
         disks: Vec::new(),
-        network: Network::Taps(vec![Tap { device: device.clone(), mac: "02:00:00:00:00:02".into() }]),
+        network: Network::Taps(vec![
+            Tap { device: device.clone(), vhost: Some(device.clone()), mac: "02:00:00:00:00:02".into() },
+            Tap { device: device.clone(), vhost: None, mac: "02:00:00:00:00:03".into() },
+        ]),
         bios: None,
         ..config()
     };
@@ -26,7 +29,9 @@ fn a_small_vm_on_kvm() {
              -kernel /boot/vmlinux -initrd /boot/initramfs -append console=ttyS0 \
              {CONSOLE_AND_MONITOR} {BRIDGE_AND_RANDOM} \
              -device vhost-vsock-pci,guest-cid=42,vhostfd={fd} \
-             -netdev tap,id=net0,fd={fd} -device virtio-net-pci,netdev=net0,mac=02:00:00:00:00:02,romfile= {SECCOMP}",
+             -netdev tap,id=net0,fd={fd},vhost=on,vhostfd={fd} \
+             -device virtio-net-pci,netdev=net0,mac=02:00:00:00:00:02,romfile= \
+             -netdev tap,id=net1,fd={fd} -device virtio-net-pci,netdev=net1,mac=02:00:00:00:00:03,romfile= {SECCOMP}",
             fd = device.as_raw_fd()
         ),
     );
