@@ -2,10 +2,10 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use guest_image::GuestImage;
+use guest_image::{BuildOptions, GuestImage, KernelSource};
 use protobuf::MessageField;
 use sandbox::{DiskConfig, GuestFiles, Sandbox, SandboxConfig, SandboxName};
 use tests::{Image, InitDataFiles, Lab};
@@ -21,21 +21,26 @@ async fn a_pod_has_limits_statistics_and_events() {
         let kind = ("io.katacontainers.pkg.oci.container_type".to_owned(), "pod_sandbox".to_owned());
         request.OCI.mut_or_insert_default().Annotations.extend([kind]);
         request.storages.clear();
+        // As containerd sets it for each sandbox.
+        let parameter = ("net.ipv4.ping_group_range".to_owned(), "0 2147483647".to_owned());
+        request.OCI.mut_or_insert_default().Linux.mut_or_insert_default().Sysctl.extend([parameter]);
     });
     pause.await.unwrap();
     guest.start("pause").await;
     guest.copy("app-config/key", b"from the host").await;
-    let start = guest.create("app", &["/bin/sh", "-c", "echo last words > /dev/termination-log; exec sleep 3600"], |request| {
-        let spec = request.OCI.mut_or_insert_default();
-        spec.Mounts.push(bind("/etc/config", &format!("{COPIES}/app-config")));
-        spec.Mounts.push(bind("/dev/shm", "/run/kata-containers/sandbox/shm"));
-        let resources = spec.Linux.mut_or_insert_default().Resources.mut_or_insert_default();
-        resources.Memory.mut_or_insert_default().Limit = 64 << 20;
-    });
+    let start =
+        guest.create("app", &["/bin/sh", "-c", "echo last words > /dev/termination-log; exec sleep 3600"], |request| {
+            let spec = request.OCI.mut_or_insert_default();
+            spec.Mounts.push(bind("/etc/config", &format!("{COPIES}/app-config")));
+            spec.Mounts.push(bind("/dev/shm", "/run/kata-containers/sandbox/shm"));
+            let resources = spec.Linux.mut_or_insert_default().Resources.mut_or_insert_default();
+            resources.Memory.mut_or_insert_default().Limit = 64 << 20;
+        });
     start.await.unwrap();
     guest.start("app").await;
 
     // The container is where it should be, with what it should have.
+    assert_eq!(guest.output("app", &["cat", "/proc/sys/net/ipv4/ping_group_range"]).await, "0\t2147483647\n");
     assert_eq!(guest.output("app", &["cat", "/etc/config/key"]).await, "from the host");
     assert!(guest.output("app", &["cat", "/proc/1/cmdline"]).await.starts_with("/pause"));
     let stats = guest.stats("app").await;
@@ -136,6 +141,83 @@ async fn a_disk_that_is_plugged_in_is_a_volume_or_a_device() {
     let error = guest.create("app", &["sleep", "1"], with_disks_gone(data)).await.unwrap_err().to_string();
     assert!(error.contains("no disk is at"), "{error}");
     guest.end().await;
+}
+
+#[tokio::test]
+async fn what_a_pod_writes_to_an_encrypted_disk_and_its_images_stay_inside() {
+    let lab = Lab::new();
+    let disk = |name: &str, mib: u64| {
+        let path = lab.path().join(name);
+        std::fs::File::create(&path).unwrap().set_len(mib << 20).unwrap();
+        path
+    };
+    let (scratch, images) = (disk("scratch.img", 40), disk("images.img", 64));
+    let initramfs = with_mke2fs(&lab);
+    let guest = Guest::boot("encrypted", |config| config.guest.initramfs = initramfs).await;
+    let attach = async |path: &Path| {
+        let disk = DiskConfig { path: path.to_owned(), read_only: false };
+        guest.sandbox.attach_disk(disk).await.unwrap().pci_path()
+    };
+    let (scratch_path, images_path) = (attach(&scratch).await, attach(&images).await);
+    let data = "/run/kata-containers/sandbox/storage/scratch";
+    let with_disks = |request: &mut CreateContainerRequest| {
+        request.storages.push(Storage {
+            driver: "blk".into(),
+            driver_options: ["create_filesystem", "encryption_key=ephemeral"].map(str::to_owned).to_vec(),
+            source: scratch_path.clone(),
+            fstype: "ext4".into(),
+            mount_point: data.into(),
+            shared: true,
+            ..Default::default()
+        });
+        request.devices.push(Device {
+            id: images_path.clone(),
+            type_: "blk".into(),
+            container_path: "/dev/trusted_store".into(),
+            ..Default::default()
+        });
+        let spec = request.OCI.mut_or_insert_default();
+        spec.Mounts.push(bind("/scratch", data));
+        let device = oci::LinuxDevice { Path: "/dev/trusted_store".into(), Type: "b".into(), ..Default::default() };
+        spec.Linux.mut_or_insert_default().Devices.push(device);
+    };
+    guest.create("app", &["sleep", "3600"], with_disks).await.unwrap();
+    guest.start("app").await;
+    guest.output("app", &["/bin/sh", "-c", &format!("echo {MARKER} > /scratch/note; /bin/busybox sync")]).await;
+    assert_eq!(guest.output("app", &["cat", "/scratch/note"]).await, format!("{MARKER}\n"));
+    let mounts = guest.output("app", &["cat", "/proc/mounts"]).await;
+    assert!(
+        mounts.lines().any(|line| line.starts_with("/dev/mapper/volume-") && line.contains(" /scratch ext4 ")),
+        "{mounts}"
+    );
+    assert!(guest.output("app", &["ls", "/dev"]).await.lines().all(|name| name != "trusted_store"));
+
+    // Another container of the pod has the same volume, and its image where the first one's is.
+    guest.create("other", &["cat", "/scratch/note"], with_disks).await.unwrap();
+    assert_eq!(guest.run("other").await, 0);
+    guest.end().await;
+    for disk in [scratch, images] {
+        let bytes = std::fs::read(disk).unwrap();
+        let written = bytes.iter().filter(|byte| **byte != 0).count();
+        assert!(written > 64 << 10, "{written} bytes");
+        for secret in [MARKER, "applet not found"] {
+            assert!(!bytes.windows(secret.len()).any(|window| window == secret.as_bytes()), "{secret} is readable");
+        }
+    }
+}
+
+/// The guest's initramfs with a program that makes file systems: the last of several archives counts.
+fn with_mke2fs(lab: &Lab) -> PathBuf {
+    let options = BuildOptions {
+        guestd: Lab::program("volume-guest"),
+        kernel: KernelSource::Debian,
+        cache: Lab::guest_image().with_file_name("cache"),
+        output: lab.path().join("image"),
+    };
+    let more = guest_image::build_with_programs(&options, &["/usr/sbin/mke2fs".into()]).unwrap();
+    let own = GuestImage::open(&Lab::guest_image()).unwrap();
+    let archives = [std::fs::read(more.initramfs).unwrap(), std::fs::read(own.initramfs).unwrap()];
+    lab.file("initramfs", archives.concat())
 }
 
 fn with_disks_gone(data: &str) -> impl FnOnce(&mut CreateContainerRequest) {
@@ -252,7 +334,8 @@ impl Guest {
     }
 
     async fn exec(&self, id: &str, args: &[&str]) -> (i32, String) {
-        let exec_id = format!("e{}", args.join("-").bytes().fold(0u32, |sum, byte| sum.wrapping_mul(31) + u32::from(byte)));
+        let exec_id =
+            format!("e{}", args.join("-").bytes().fold(0u32, |sum, byte| sum.wrapping_mul(31) + u32::from(byte)));
         let process = oci::Process {
             Args: args.iter().map(ToString::to_string).collect(),
             Env: vec!["PATH=/bin".into()],
@@ -267,8 +350,12 @@ impl Guest {
         self.agent().exec_process(soon(), &request).await.unwrap();
         let mut output = Vec::new();
         loop {
-            let read =
-                ReadStreamRequest { container_id: id.into(), exec_id: exec_id.clone(), len: 4096, ..Default::default() };
+            let read = ReadStreamRequest {
+                container_id: id.into(),
+                exec_id: exec_id.clone(),
+                len: 4096,
+                ..Default::default()
+            };
             let data = self.agent().read_stdout(soon(), &read).await.unwrap().data;
             if data.is_empty() {
                 break;
@@ -301,6 +388,7 @@ fn soon() -> Context {
     context::with_duration(LIMIT)
 }
 
+const MARKER: &str = "what-only-the-guest-may-read";
 const COPIES: &str = "/run/kata-containers/shared/containers";
 /// Software emulation on a machine that also does other work.
 const LIMIT: Duration = Duration::from_secs(180);

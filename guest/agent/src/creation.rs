@@ -180,6 +180,10 @@ impl Agent {
         } else {
             request
         };
+        for (file, value) in spec::network_parameters(request)? {
+            std::fs::write(Path::new("/proc/sys").join(file), value)
+                .map_err(|e| Fault::Io("a parameter of the pod's network can't be set", e))?;
+        }
         let shared = self.volumes.paths();
         let (hostname, files, namespaces) = {
             let mut sandbox = self.sandbox();

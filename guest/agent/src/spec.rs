@@ -202,18 +202,36 @@ pub(crate) fn resources(requested: &oci::LinuxResources) -> Value {
     resources.into()
 }
 
-/// Only parameters of the container's own namespaces, and of the network, which is the pod's alone.
+/// The parameters of the kernel that a request sets for the network, which is the pod's alone, as files below `/proc/sys`.
+///
+/// # Errors
+/// [`Error`] for parameters that are neither the network's nor the pod's other namespaces'.
+pub(crate) fn network_parameters(request: &CreateContainerRequest) -> Result<Vec<(PathBuf, String)>, Error> {
+    let linux = request.OCI.Linux.get_or_default();
+    check_parameters(linux)?;
+    let of_network = linux.Sysctl.iter().filter(|(name, _)| name.starts_with(NETWORK));
+    Ok(of_network.map(|(name, value)| (name.replace('.', "/").into(), value.clone())).collect())
+}
+
+/// The parameters of the namespaces that the pod's containers share.
 fn sysctl(linux: &oci::Linux) -> Result<Value, Error> {
-    let own = |name: &str| {
-        let known = ["net.", "fs.mqueue.", "kernel.msg", "kernel.sem", "kernel.shm"];
+    check_parameters(linux)?;
+    let others = linux.Sysctl.iter().filter(|(name, _)| !name.starts_with(NETWORK));
+    Ok(others.map(|(name, value)| (name.clone(), json!(value))).collect::<Map<_, _>>().into())
+}
+
+fn check_parameters(linux: &oci::Linux) -> Result<(), Error> {
+    let known = |name: &str| {
+        let known = [NETWORK, "fs.mqueue.", "kernel.msg", "kernel.sem", "kernel.shm"];
         known.iter().any(|prefix| name.starts_with(prefix))
             && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
             && !name.contains("..")
+            && !name.ends_with('.')
     };
-    if linux.Sysctl.len() > MAX_SYSCTLS || !linux.Sysctl.iter().all(|(name, value)| own(name) && value.len() <= 256) {
+    if linux.Sysctl.len() > MAX_SYSCTLS || !linux.Sysctl.iter().all(|(name, value)| known(name) && value.len() <= 256) {
         return Err(Error::Unsupported("a kernel parameter outside of its namespaces"));
     }
-    Ok(json!(linux.Sysctl))
+    Ok(())
 }
 
 fn union(ours: &[&str], requested: &[String]) -> Result<Vec<String>, Error> {
@@ -231,6 +249,7 @@ fn union(ours: &[&str], requested: &[String]) -> Result<Vec<String>, Error> {
 pub(crate) const GUEST_PULL: &str = "image_guest_pull";
 /// Below the root of the guest's control groups.
 pub(crate) const CGROUP_PARENT: &str = "/containers";
+const NETWORK: &str = "net.";
 const VERSION: &str = "1.0.2";
 const TERMINATION: &str = "io.kubernetes.container.terminationMessage";
 const MASKED_PATHS: [&str; 12] = [
@@ -308,6 +327,7 @@ mod tests {
         oci.Root = MessageField::some(oci::Root { Path: "/elsewhere".into(), Readonly: true, ..Default::default() });
         let linux = oci.Linux.mut_or_insert_default();
         linux.Sysctl.insert("net.core.somaxconn".into(), "1024".into());
+        linux.Sysctl.insert("kernel.shmmni".into(), "64".into());
         linux.MaskedPaths = vec!["/proc/keys".into(), "/opt/secret".into()];
         let resources = linux.Resources.mut_or_insert_default();
         resources.Memory.mut_or_insert_default().Limit = 64 << 20;
@@ -320,6 +340,9 @@ mod tests {
         assert_eq!(spec.root().as_ref().unwrap().readonly(), Some(true));
         let linux = spec.linux().as_ref().unwrap();
         assert_eq!(linux.cgroups_path().as_deref(), Some(Path::new("/containers/c1")));
+        // The runtime knows nothing of a network that is the pod's.
+        assert_eq!(linux.sysctl().as_ref().unwrap().keys().collect::<Vec<_>>(), ["kernel.shmmni"]);
+        assert_eq!(network_parameters(&request).unwrap(), [("net/core/somaxconn".into(), "1024".to_owned())]);
         assert_eq!(linux.namespaces().as_ref().unwrap().len(), 2);
         assert_eq!(linux.resources().as_ref().unwrap().memory().unwrap().limit(), Some(64 << 20));
         let masked = linux.masked_paths().as_ref().unwrap();
