@@ -38,7 +38,7 @@ impl LayerFetch<'_> {
     /// All sources together make one stream, in which each goes on where another broke. If its bytes were wrong, nobody
     /// knows whose they were: then each source must deliver the whole blob alone. The node's cache is asked before all.
     pub(crate) async fn run(self) -> Result<LayerDir, Failure> {
-        if let Some(outcome) = self.from_node().await {
+        if let Some(outcome) = self.by_node().await {
             return outcome;
         }
         let sources = &self.resolved.from.sources;
@@ -62,7 +62,7 @@ impl LayerFetch<'_> {
     }
 
     /// The layer, if the node has it; nothing if it is the registry's turn.
-    async fn from_node(&self) -> Option<Result<LayerDir, Failure>> {
+    async fn by_node(&self) -> Option<Result<LayerDir, Failure>> {
         let (digest, size) = (self.plan.blob.digest(), self.plan.blob.size());
         let node = self.resolved.session.node()?;
         let blob = node.blob(digest, size).await?;

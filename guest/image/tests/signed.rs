@@ -206,7 +206,7 @@ fn serve(folder: PathBuf) -> String {
     std::thread::spawn(move || {
         for mut stream in listener.incoming().map_while(Result::ok) {
             let head: Vec<_> =
-                BufReader::new(&stream).lines().map_while(Result::ok).take_while(|it| it != "").collect();
+                BufReader::new(&stream).lines().map_while(Result::ok).take_while(|it| !it.is_empty()).collect();
             let path = head.first().and_then(|line| line.split(' ').nth(1)).unwrap_or("/").trim_start_matches('/');
             let (status, body) = match fs::read(folder.join(Path::new(path))) {
                 Ok(body) => ("200 OK", body),
