@@ -27,6 +27,7 @@ impl Image {
         fs::write(files.join("entrypoint"), format!("#!/bin/sh\n{script}\n")).unwrap();
         fs::set_permissions(files.join("entrypoint"), fs::Permissions::from_mode(0o755)).unwrap();
         fs::create_dir_all(files.join("tmp")).unwrap();
+        fs::set_permissions(files.join("tmp"), fs::Permissions::from_mode(0o1777)).unwrap();
 
         let image = format!("{}:latest", layout.display());
         run("umoci", ["init", "--layout", &layout.display().to_string()]);

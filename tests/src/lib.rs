@@ -21,7 +21,7 @@ pub use balancer::Balancer;
 pub use image::{Encrypted, Image};
 pub use lab::{Lab, over_http, set};
 pub use newer_debian::NewerDebian;
-pub use pod::{InitDataFiles, Pod, agent_policy};
+pub use pod::{InitDataFiles, Pod, agent_policy, example_policy};
 pub use process::{Daemon, Finished, run, try_run};
 pub use registry::Registry;
 pub use services::Services;

@@ -17,14 +17,15 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use cri::{ImageServiceClient, RuntimeServiceClient};
+use tokio::sync::watch;
 use tonic::transport::{Channel, Endpoint};
 
 pub use self::cocoon::Cocoon;
-pub use self::container::{Container, ContainerSpec, Executed, LogLine};
+pub use self::container::{Container, ContainerSpec, DetachedContainer, Executed, LogLine};
 pub use self::containerd::Containerd;
 use self::containerd::{SOCKET, Service};
 use self::namespaces::Namespaces;
-pub use self::pod::{Detached, Pod, PodSpec};
+pub use self::pod::{DetachedPod, Pod, PodSpec};
 pub use self::processes::Process;
 pub use self::streams::Session;
 use crate::{Image, Lab, Registry, run};
@@ -36,8 +37,12 @@ pub struct Node {
     version: Containerd,
     // Dropped in this order: with the first the second has ended already.
     namespaces: Namespaces,
+    /// What was mounted before there was any pod.
+    mounts: Vec<String>,
     containerd: Service,
     channel: Channel,
+    /// Changes with each event of a container.
+    events: watch::Receiver<()>,
     pods: AtomicU32,
 }
 
@@ -46,7 +51,7 @@ impl Node {
     /// `cocoon`.
     ///
     /// # Errors
-    /// Why there is no containerd, such as that there is no network to fetch it from.
+    /// Why there can't be one, such as that there is no network to fetch containerd from.
     ///
     /// # Panics
     /// If it does not start.
@@ -57,6 +62,9 @@ impl Node {
         cocoon: Option<&Cocoon>,
     ) -> Result<Self, String> {
         static NODES: AtomicU32 = AtomicU32::new(0);
+        if !nix::unistd::geteuid().is_root() {
+            return Err("namespaces take root".to_owned());
+        }
         let programs = version.programs()?;
         let name = format!("node-{}-{}", std::process::id(), NODES.fetch_add(1, Ordering::Relaxed));
         let folder = lab.path().join(&name);
@@ -68,9 +76,11 @@ impl Node {
 
         let namespaces = Namespaces::new(&name);
         namespaces.relay(registry.port());
+        let mounts = namespaces.mounts();
         let containerd = Service::start(&namespaces, version, programs, &folder, &pause, &handlers);
-        let channel = connect(&namespaces).await;
-        let node = Self { name, folder, version, namespaces, containerd, channel, pods: AtomicU32::new(0) };
+        let (channel, events) = connect(&namespaces).await;
+        let pods = AtomicU32::new(0);
+        let node = Self { name, folder, version, namespaces, mounts, containerd, channel, events, pods };
         node.pull(&pause).await;
         Ok(node)
     }
@@ -138,7 +148,7 @@ impl Node {
     /// If it does not start.
     pub async fn restart_containerd(&mut self) {
         self.containerd.restart(&self.namespaces);
-        self.channel = connect(&self.namespaces).await;
+        (self.channel, self.events) = connect(&self.namespaces).await;
     }
 
     /// Makes a port of the host's loopback reachable for pods, at 10.0.2.2 as in the network of `cocoon run`.
@@ -200,10 +210,7 @@ impl Node {
     pub fn traces(&self) -> Vec<String> {
         let processes = self.processes("").into_iter();
         let mut left: Vec<String> = processes.map(|process| format!("process {}", process.command)).collect();
-        let mounts = self.namespaces.mounts().into_iter().filter(|mount| {
-            let place = mount.split(' ').nth(4).unwrap_or_default();
-            place.starts_with("/run/") || place.starts_with(self.folder.to_str().unwrap())
-        });
+        let mounts = self.namespaces.mounts().into_iter().filter(|mount| !self.mounts.contains(mount));
         left.extend(mounts.map(|mount| format!("mount {mount}")));
         for folder in ["/run/cocoon", "/run/netns", "/run/containerd/s"] {
             let entries = fs::read_dir(self.path(folder)).into_iter().flatten().flatten();
@@ -216,6 +223,20 @@ impl Node {
         left.extend(of_pods.map(|line| format!("network interface {line}")));
         left.extend(self.control_groups().into_iter().map(|group| format!("control group {}", group.display())));
         left
+    }
+
+    /// Looks after each of containerd's events until `look` finds something or `limit` has passed.
+    async fn until<T>(&self, limit: Duration, look: impl AsyncFn() -> Option<T>) -> Option<T> {
+        let mut events = self.events.clone();
+        let found = async {
+            loop {
+                if let Some(found) = look().await {
+                    return found;
+                }
+                events.changed().await.expect("containerd tells its events");
+            }
+        };
+        tokio::time::timeout(limit, found).await.ok()
     }
 
     /// The control groups of the node's pods, the inner ones first.
@@ -274,9 +295,21 @@ fn hierarchies() -> Vec<PathBuf> {
     found
 }
 
-async fn connect(namespaces: &Namespaces) -> Channel {
+async fn connect(namespaces: &Namespaces) -> (Channel, watch::Receiver<()>) {
     let endpoint = Endpoint::from_shared(format!("unix:{}", namespaces.path(SOCKET).display())).unwrap();
-    endpoint.timeout(CALL_LIMIT).connect().await.unwrap()
+    let channel = endpoint.timeout(CALL_LIMIT).connect().await.unwrap();
+    let mut client = RuntimeServiceClient::new(channel.clone());
+    let (happened, events) = watch::channel(());
+    // For all who wait: of two streams each would get only some.
+    tokio::spawn(async move {
+        // Its answer begins with the first event.
+        let Ok(stream) = client.get_container_events(cri::GetEventsRequest {}).await else { return };
+        let mut stream = stream.into_inner();
+        while let Ok(Some(_)) = stream.message().await {
+            happened.send_replace(());
+        }
+    });
+    (channel, events)
 }
 
 /// A bridge for the pods, with addresses of both kinds and ports mapped from the node.

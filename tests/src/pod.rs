@@ -68,12 +68,20 @@ fn cdh_toml(registry: &Registry) -> String {
     toml::Table::from_iter([("image".to_owned(), image.into())]).to_string()
 }
 
-/// The published example policy, for one image.
+/// The published policy under which an image's output may be read and chosen commands may run, for one image.
 ///
 /// # Panics
 /// If the example is not there.
 pub fn agent_policy(image: &str) -> String {
-    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/policies/exec-and-logs.rego");
+    example_policy("exec-and-logs", image)
+}
+
+/// One of the published example policies, for one image.
+///
+/// # Panics
+/// If there is no such example.
+pub fn example_policy(name: &str, image: &str) -> String {
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/policies").join(name).with_extension("rego");
     let (_, digest) = image.split_once('@').unwrap();
     std::fs::read_to_string(example).unwrap().replace("sha256:REPLACE_WITH_THE_DIGEST_OF_YOUR_IMAGE", digest)
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use cri::{
-    ContainerConfig, ContainerEventType, ContainerMetadata, ContainerState, ContainerStatus, ContainerStatusRequest,
+    ContainerConfig, ContainerMetadata, ContainerState, ContainerStatus, ContainerStatusRequest,
     CreateContainerRequest, Int64Value, KeyValue, LinuxContainerConfig, LinuxContainerResources,
     LinuxContainerSecurityContext, Mount, NamespaceMode, NamespaceOption,
 };
@@ -231,28 +231,13 @@ impl<'a> Container<'a> {
     /// # Panics
     /// If it has not within `limit`.
     pub async fn ended(&self, limit: Duration) -> ContainerStatus {
-        let waited = tokio::time::timeout(limit, async {
-            let mut events =
-                self.node.runtime().get_container_events(cri::GetEventsRequest {}).await.unwrap().into_inner();
-            loop {
-                let status = self.status().await;
-                if status.state() == ContainerState::ContainerExited {
-                    return status;
-                }
-                // Those of other containers and of the past come as well.
-                while let Some(event) = events.message().await.unwrap() {
-                    let stopped = event.container_event_type() == ContainerEventType::ContainerStoppedEvent;
-                    if event.container_id == self.id && stopped {
-                        break;
-                    }
-                }
-            }
-        });
-        match waited.await {
-            Ok(status) => status,
-            Err(_) => {
-                panic!("the container did not end within {limit:?}: {:?}\n{}", self.status().await, self.raw_log())
-            }
+        let look = async || {
+            let status = self.status().await;
+            (status.state() == ContainerState::ContainerExited).then_some(status)
+        };
+        match self.node.until(limit, look).await {
+            Some(status) => status,
+            None => panic!("the container did not end within {limit:?}: {:?}\n{}", self.status().await, self.raw_log()),
         }
     }
 
@@ -352,13 +337,26 @@ impl<'a> Container<'a> {
         found.unwrap_or_else(|()| panic!("no {text:?} within {limit:?} in the log:\n{}", self.raw_log()))
     }
 
-    /// The container on its node again, after that was changed.
-    pub fn on(self, node: &Node) -> Container<'_> {
-        Container { node, id: self.id, log: self.log }
+    /// The container without its node.
+    pub fn detach(self) -> DetachedContainer {
+        DetachedContainer { id: self.id, log: self.log }
     }
 
     fn raw_log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+/// A container without the node that it is on, while that is changed.
+pub struct DetachedContainer {
+    id: String,
+    log: PathBuf,
+}
+
+impl DetachedContainer {
+    /// The container on its node again.
+    pub fn attach(self, node: &Node) -> Container<'_> {
+        Container { node, id: self.id, log: self.log }
     }
 }
 

@@ -30,8 +30,8 @@ impl Namespaces {
     pub(crate) fn new(name: &str) -> Self {
         let mut holder = Command::new("unshare")
             .args(["--net", "--mount", "--pid", "--uts", "--fork", "--kill-child", "--mount-proc"])
-            // What the host mounts is seen, what the node mounts is its own.
-            .args(["--propagation", "slave", "bash", "-ec", SET_UP, "node", name, HOST_IN_GUEST])
+            // Neither sees what the other mounts from now on.
+            .args(["--propagation", "private", "bash", "-ec", SET_UP, "node", name, HOST_IN_GUEST])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

@@ -1,9 +1,9 @@
 //! Pods: what a kubelet asks of containerd for a pod's sandbox.
 
-use std::collections::HashMap;
 use std::fs;
 use std::net::{IpAddr, TcpStream};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use cri::{
     DnsConfig, LinuxContainerResources, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceMode,
@@ -116,8 +116,13 @@ impl<'a> PodSpec<'a> {
     pub async fn try_run(self) -> Result<Pod<'a>, Status> {
         let Self { node, handler, config } = self;
         let request = RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: handler };
-        let id = node.runtime().run_pod_sandbox(request).await?.into_inner().pod_sandbox_id;
-        Ok(Pod { node, id, config })
+        match node.runtime().run_pod_sandbox(request).await {
+            Ok(answer) => Ok(Pod { node, id: answer.into_inner().pod_sandbox_id, config }),
+            Err(status) => {
+                remove_group(&config);
+                Err(status)
+            }
+        }
     }
 }
 
@@ -129,7 +134,7 @@ pub struct Pod<'a> {
 }
 
 /// A pod without the node that it is on, while that is changed.
-pub struct Detached {
+pub struct DetachedPod {
     id: String,
     config: PodSandboxConfig,
 }
@@ -140,14 +145,17 @@ impl<'a> Pod<'a> {
         &self.id
     }
 
-    /// Its folder on the host for volumes, as a kubelet has one for each pod.
+    /// Its folder on the host, as a kubelet has one for each pod.
+    pub fn folder(&self) -> PathBuf {
+        self.node.folder.join("kubelet/pods").join(&self.config.metadata.as_ref().unwrap().uid)
+    }
+
+    /// The folder of a volume on the host. A kubelet names it by its kind, by which a shim tells it from others.
     ///
     /// # Panics
     /// If it can't be made.
     pub fn volume(&self, kind: &str, name: &str) -> PathBuf {
-        // How a kubelet names them: a shim tells volumes apart by these names.
-        let uid = &self.config.metadata.as_ref().unwrap().uid;
-        let path = self.node.folder.join("kubelet/pods").join(uid).join("volumes").join(kind).join(name);
+        let path = self.folder().join("volumes").join(kind).join(name);
         fs::create_dir_all(&path).unwrap();
         path
     }
@@ -192,13 +200,13 @@ impl<'a> Pod<'a> {
         self.status().await.unwrap().state() == PodSandboxState::SandboxReady
     }
 
-    /// What containerd says about it beyond its status.
+    /// Waits until containerd does not take it for ready any more.
     ///
     /// # Panics
-    /// If containerd does not answer.
-    pub async fn details(&self) -> HashMap<String, String> {
-        let request = PodSandboxStatusRequest { pod_sandbox_id: self.id.clone(), verbose: true };
-        self.node.runtime().pod_sandbox_status(request).await.unwrap().into_inner().info
+    /// If it still does after `limit`.
+    pub async fn ended(&self, limit: Duration) {
+        let ended = self.node.until(limit, async || (!self.is_ready().await).then_some(()));
+        assert!(ended.await.is_some(), "the pod did not end within {limit:?}");
     }
 
     /// A connection to a port of it, through containerd's streaming server.
@@ -228,19 +236,23 @@ impl<'a> Pod<'a> {
         self.stop().await.unwrap();
         let request = RemovePodSandboxRequest { pod_sandbox_id: self.id.clone() };
         self.node.runtime().remove_pod_sandbox(request).await.unwrap();
-        for tree in hierarchies() {
-            // One that is not empty stays, and is seen among what is left.
-            let _ = fs::remove_dir(tree.join(&self.config.linux.as_ref().unwrap().cgroup_parent[1..]));
-        }
+        remove_group(&self.config);
     }
 
     /// The pod without its node.
-    pub fn detach(self) -> Detached {
-        Detached { id: self.id, config: self.config }
+    pub fn detach(self) -> DetachedPod {
+        DetachedPod { id: self.id, config: self.config }
     }
 }
 
-impl Detached {
+/// As a kubelet does in the end. A group that is not empty stays, and is seen among what is left.
+fn remove_group(config: &PodSandboxConfig) {
+    for tree in hierarchies() {
+        let _ = fs::remove_dir(tree.join(&config.linux.as_ref().unwrap().cgroup_parent[1..]));
+    }
+}
+
+impl DetachedPod {
     /// The pod on its node again.
     pub fn attach(self, node: &Node) -> Pod<'_> {
         Pod { node, id: self.id, config: self.config }

@@ -1,15 +1,13 @@
-//! Pods that containerd runs on a node, as a kubelet asks for them.
-
-#![allow(clippy::unwrap_used)]
+//! The laboratory itself, with runc: what fails here is none of Cocoon's.
 
 use std::io::{Read as _, Write as _};
 use std::net::Shutdown;
-use std::time::Duration;
 
 use tests::node::{Containerd, Node};
 use tests::{Image, Lab};
 
-/// The laboratory itself, with runc: what fails here is none of Cocoon's.
+use crate::ground::{ECHO, LIMIT};
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_laboratory_runs_an_ordinary_pod() {
     for version in [Containerd::V1, Containerd::V2] {
@@ -18,14 +16,14 @@ async fn the_laboratory_runs_an_ordinary_pod() {
         let image = registry.push(Image::busybox(&lab, "app", "exec sleep 3600").layout(), "app");
         let mut node = match Node::start(&lab, &registry, version, None).await {
             Ok(node) => node,
-            Err(reason) => return eprintln!("skipped: containerd can't be had: {reason}"),
+            Err(reason) => return eprintln!("skipped: there can't be a node: {reason}"),
         };
         node.pull(&image).await;
         assert!(node.has_image(&image).await);
         assert!(node.conditions().await.contains(&("NetworkReady".to_owned(), true)));
 
         let pod = node.pod("ordinary").run().await;
-        let server = pod.container("server", &image).script(SERVER).start().await;
+        let server = pod.container("server", &image).script(ECHO).start().await;
         server.said("serving", LIMIT).await;
         let mut stream = pod.connect(8080).await.unwrap();
         stream.write_all(b"ping\n").unwrap();
@@ -33,6 +31,10 @@ async fn the_laboratory_runs_an_ordinary_pod() {
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         assert_eq!(answer, "ping\n");
+
+        let mut port = pod.forward(8080).await.unwrap();
+        port.send(b"pong\n").await;
+        port.until("pong", LIMIT).await;
 
         let executed = server.exec(&["sh", "-c", "echo out; echo err >&2; exit 3"]).await;
         assert_eq!((executed.code, &*executed.stdout, &*executed.stderr), (3, "out\n", "err\n"));
@@ -64,7 +66,3 @@ fn sorted<const N: usize>(mut words: [String; N]) -> [String; N] {
     words.sort();
     words
 }
-
-/// Answers every line with itself.
-const SERVER: &str = "echo serving; exec busybox nc -ll -p 8080 -e cat";
-const LIMIT: Duration = Duration::from_secs(60);

@@ -1,0 +1,67 @@
+//! What the cases about confidential pods stand on: a node with the handler `cocoon`, an image, and an owner's initdata.
+
+use std::time::Duration;
+
+use tests::node::{Cocoon, Containerd, Node, PodSpec};
+use tests::{Image, InitDataFiles, Lab, Registry, example_policy};
+
+/// A node for confidential pods.
+pub struct Ground {
+    // Dropped in this order: first what runs, then the folder.
+    pub node: Node,
+    pub image: String,
+    pub initdata: String,
+    pub registry: Registry,
+    pub lab: Lab,
+}
+
+impl Ground {
+    /// A node with this containerd, whose pods obey the policy that allows everything; none where there can't be a node.
+    pub async fn new(version: Containerd) -> Option<Self> {
+        Self::with(version, "debug").await
+    }
+
+    /// The same with another of the published policies.
+    pub async fn with(version: Containerd, policy: &str) -> Option<Self> {
+        let lab = Lab::new();
+        let registry = lab.registry();
+        let image = registry.push(Image::busybox(&lab, "app", "echo the image; exec sleep 3600").layout(), "app");
+        let initdata =
+            InitDataFiles::without_trustee(example_policy(policy, &image), &registry).annotation(&lab, "initdata");
+        let node = Node::start(&lab, &registry, version, Some(&Cocoon::new())).await;
+        let node = node.inspect_err(|reason| eprintln!("skipped: there can't be a node: {reason}")).ok()?;
+        node.pull(&image).await;
+        Some(Self { node, image, initdata, registry, lab })
+    }
+
+    /// A confidential pod, to be described further.
+    pub fn pod(&self, name: &str) -> PodSpec<'_> {
+        self.node.pod(name).handler("cocoon").annotation(INITDATA, &self.initdata)
+    }
+
+    /// Expects that pods have left nothing on the node.
+    pub async fn expect_clean(&self) {
+        assert_eq!(self.node.leftovers().await, [""; 0]);
+        assert_eq!(self.node.pods().await, [""; 0]);
+    }
+}
+
+/// The containerd that all cases run on, and the newer one too where time is no matter.
+pub fn versions() -> Vec<Containerd> {
+    let mut versions = vec![Containerd::V1];
+    if std::env::var_os("COCOON_TEST_FULL").is_some() {
+        versions.push(Containerd::V2);
+    }
+    versions
+}
+
+/// Says so when it answers every line with itself, at port 8080.
+pub const ECHO: &str = "trap 'exit 0' TERM
+busybox nc -ll -p 8080 -e cat &
+until echo | busybox nc 127.0.0.1 8080 > /dev/null; do sleep 0.1; done
+echo serving
+wait";
+/// The annotation with which an owner's initdata travels.
+pub const INITDATA: &str = "io.katacontainers.config.hypervisor.cc_init_data";
+/// Software emulation on a machine that also does other work.
+pub const LIMIT: Duration = Duration::from_secs(60);

@@ -1,0 +1,11 @@
+//! Pods that containerd runs on a node, as a kubelet asks for them.
+
+#![allow(clippy::unwrap_used)]
+
+mod faults;
+mod ground;
+mod laboratory;
+mod life;
+mod page;
+mod policy;
+mod world;
