@@ -48,8 +48,11 @@ pub(crate) struct Pod {
 
 /// A container's place in its pod.
 enum Slot {
-    /// It is being created.
-    Taken,
+    /// It is being created, and removed at once if that was given up meanwhile.
+    Taken {
+        /// Whether it was given up.
+        given_up: bool,
+    },
     /// It exists.
     Filled(Arc<Container>),
 }
@@ -88,6 +91,10 @@ impl Pod {
             Ok(container) => Arc::new(container),
             Err(error) => return Err(self.cause_of(error).await),
         };
+        if !reservation.fill(&container) {
+            self.remove(&container).await;
+            return Err(Error::State(format!("the creation of container {} was given up", container.id)));
+        }
         let stdio = &container.init.stdio;
         let io = TaskIO {
             stdin: stdio.stdin.clone(),
@@ -106,7 +113,6 @@ impl Pod {
             pid: self.machine.pid(),
             ..TaskCreate::default()
         });
-        reservation.fill(&container);
         let init = Arc::clone(&container.init);
         tokio::spawn(Arc::clone(self).watch_process(container, init));
         Ok(self.machine.pid())
@@ -208,6 +214,9 @@ impl Pod {
 
     /// Removes a container that has ended or was never started, or an exec.
     pub(crate) async fn delete(&self, id: &str, exec: &str) -> Result<Exit, Error> {
+        if let Some(Slot::Taken { given_up }) = self.containers().get_mut(id) {
+            *given_up = true;
+        }
         let (container, process) = self.process(id, exec)?;
         let exit = match process.phase() {
             Phase::Ended(exit) => exit,
@@ -221,20 +230,7 @@ impl Pod {
             process.close().await;
             return Ok(exit);
         }
-        if container.kind.owns_machine() {
-            self.machine.stop().await;
-        } else if self.machine.end().is_none() {
-            let request =
-                RemoveContainerRequest { container_id: id.to_owned(), timeout: REMOVAL, ..Default::default() };
-            if let Err(error) = self.guest.remove_container(request).await {
-                tracing::warn!(container = %id, %error, "the guest didn't remove a container");
-            }
-        }
-        for disk in container.release() {
-            if let Err(error) = self.machine.detach(disk).await {
-                tracing::warn!(container = %id, %error, "a disk stays with the machine");
-            }
-        }
+        self.remove(&container).await;
         for process in container.processes() {
             process.end(exit);
             process.close().await;
@@ -310,7 +306,7 @@ impl Pod {
     pub(crate) fn container(&self, id: &str) -> Result<Arc<Container>, Error> {
         match self.containers().get(id) {
             Some(Slot::Filled(container)) => Ok(Arc::clone(container)),
-            Some(Slot::Taken) | None => Err(Error::NotFound(format!("container {id}"))),
+            Some(Slot::Taken { .. }) | None => Err(Error::NotFound(format!("container {id}"))),
         }
     }
 
@@ -321,9 +317,27 @@ impl Pod {
         Ok((container, process))
     }
 
-    /// Whether no container is left.
+    /// Whether there is no container.
     pub(crate) fn is_empty(&self) -> bool {
-        self.containers().is_empty()
+        !self.containers().values().any(|slot| matches!(slot, Slot::Filled(_)))
+    }
+
+    /// Takes a container from the guest, and gives back what it holds on the host.
+    async fn remove(&self, container: &Container) {
+        let id = &container.id;
+        if container.kind.owns_machine() {
+            self.machine.stop().await;
+        } else if self.machine.end().is_none() {
+            let request = RemoveContainerRequest { container_id: id.clone(), timeout: REMOVAL, ..Default::default() };
+            if let Err(error) = self.guest.remove_container(request).await {
+                tracing::warn!(container = %id, %error, "the guest didn't remove a container");
+            }
+        }
+        for disk in container.release() {
+            if let Err(error) = self.machine.detach(disk).await {
+                tracing::warn!(container = %id, %error, "a disk stays with the machine");
+            }
+        }
     }
 
     /// Waits for the end of a process, and tells it.
@@ -451,7 +465,7 @@ impl Pod {
 impl Slot {
     fn container(&self) -> Option<Arc<Container>> {
         match self {
-            Self::Taken => None,
+            Self::Taken { .. } => None,
             Self::Filled(container) => Some(Arc::clone(container)),
         }
     }
@@ -473,13 +487,19 @@ impl<'a> Reservation<'a> {
         if containers.contains_key(id) {
             return Err(Error::Exists(format!("container {id}")));
         }
-        containers.insert(id.to_owned(), Slot::Taken);
+        containers.insert(id.to_owned(), Slot::Taken { given_up: false });
         Ok(Self { pod, id, filled: false })
     }
 
-    fn fill(mut self, container: &Arc<Container>) {
-        self.pod.containers().insert(self.id.to_owned(), Slot::Filled(Arc::clone(container)));
-        self.filled = true;
+    /// Fills the place, unless the creation was given up.
+    fn fill(mut self, container: &Arc<Container>) -> bool {
+        let mut containers = self.pod.containers();
+        if let Some(slot @ Slot::Taken { given_up: false }) = containers.get_mut(self.id) {
+            *slot = Slot::Filled(Arc::clone(container));
+            self.filled = true;
+        }
+        drop(containers);
+        self.filled
     }
 }
 

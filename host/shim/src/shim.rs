@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use containerd_shim_protos::api::CreateTaskRequest;
 use sandbox::SandboxName;
-use tokio::sync::watch;
+use tokio::sync::{self, watch};
 
 use crate::bundle::Bundle;
 use crate::events::Events;
@@ -23,6 +23,8 @@ pub(crate) struct Shim {
     boot: Box<dyn Boot>,
     pub(crate) metrics: Metrics,
     state: Mutex<State>,
+    /// Held while a machine is booted and its first container created.
+    making: sync::Mutex<()>,
     over: watch::Sender<bool>,
 }
 
@@ -44,6 +46,7 @@ impl Shim {
             boot: Box::new(boot),
             metrics: Metrics::new(),
             state: Mutex::new(State::Empty),
+            making: sync::Mutex::default(),
             over: watch::Sender::new(false),
         }
     }
@@ -58,7 +61,11 @@ impl Shim {
     /// Boots the pod's machine.
     pub(crate) async fn boot(self: &Arc<Self>, request: BootRequest) -> Result<Arc<Pod>, Error> {
         let shim = Arc::clone(self);
-        tokio::spawn(async move { shim.boot_whole(request).await }).await?
+        let boot = async move {
+            let _making = shim.making.try_lock().map_err(|_| Error::Exists(format!("the pod {}", shim.id)))?;
+            shim.boot_whole(request).await
+        };
+        tokio::spawn(boot).await?
     }
 
     /// The pod, if it is up.
@@ -77,15 +84,14 @@ impl Shim {
         }
     }
 
-    /// Ends the shim, unless containers are left and `now` doesn't say that they don't count.
+    /// Ends the shim, unless containers are left and `now` doesn't say that they don't count. A machine that is being booted
+    /// has none: whoever wanted it has given up.
     pub(crate) async fn shut_down(&self, now: bool) {
         if let Ok(pod) = self.pod() {
             if !now && !pod.is_empty() {
                 return;
             }
             pod.machine().stop().await;
-        } else if matches!(*self.state(), State::Booting) && !now {
-            return;
         }
         self.over.send_replace(true);
     }
@@ -93,9 +99,10 @@ impl Shim {
     /// Waits until the shim has nothing more to do.
     pub(crate) async fn over(&self) {
         let _ = self.over.subscribe().wait_for(|over| *over).await;
+        let _made = self.making.lock().await;
     }
 
-    async fn create_whole(self: Arc<Self>, request: &CreateTaskRequest) -> Result<u32, Error> {
+    async fn create_whole(&self, request: &CreateTaskRequest) -> Result<u32, Error> {
         let bundle = Bundle::at(&request.bundle);
         let spec = tokio::task::spawn_blocking(move || bundle.spec()).await??;
         let kind = Kind::of(&spec.annotations)?;
@@ -104,7 +111,8 @@ impl Shim {
             return booted.create(request, spec, kind).await;
         }
         let boot = BootRequest::of_container(&request.id, &spec, &kind, request.options.as_ref())?;
-        let pod = Arc::clone(&self).boot_whole(boot).await?;
+        let _making = self.making.try_lock().map_err(|_| Error::Exists(format!("the pod {}", self.id)))?;
+        let pod = self.boot_whole(boot).await?;
         let created = pod.create(request, spec, kind).await;
         if created.is_err() {
             pod.machine().stop().await;
@@ -113,13 +121,18 @@ impl Shim {
         created
     }
 
-    async fn boot_whole(self: Arc<Self>, request: BootRequest) -> Result<Arc<Pod>, Error> {
+    async fn boot_whole(&self, request: BootRequest) -> Result<Arc<Pod>, Error> {
         match &mut *self.state() {
             State::Up(..) | State::Booting => return Err(Error::Exists(format!("the pod {}", self.id))),
             empty => *empty = State::Booting,
         }
         let name = request.sandbox.name.clone();
-        let machine = match self.boot.boot(request.sandbox).await {
+        let mut over = self.over.subscribe();
+        let booted = tokio::select! {
+            booted = self.boot.boot(request.sandbox) => booted,
+            _ = over.wait_for(|over| *over) => Err(Error::State("the pod was given up while it booted".to_owned())),
+        };
+        let machine = match booted {
             Ok(machine) => machine,
             Err(error) => {
                 *self.state() = State::Empty;

@@ -138,6 +138,16 @@ impl Lab {
         Ok(soon(self.task.create(Context::default(), &request)).await?.pid)
     }
 
+    /// Waits until the guest was asked for a container.
+    async fn asked_for(&self, id: &str) {
+        soon(async {
+            while self.agent.created.lock().unwrap().iter().all(|it| it.container_id != id) {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    }
+
     async fn start(&self, id: &str, exec: &str) -> ttrpc::Result<u32> {
         let request = StartRequest { id: id.into(), exec_id: exec.into(), ..Default::default() };
         Ok(soon(self.task.start(Context::default(), &request)).await?.pid)

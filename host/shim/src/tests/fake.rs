@@ -237,13 +237,20 @@ pub(crate) struct FakeBoot {
     agent: PathBuf,
     /// Why the machine ends of itself.
     crash: watch::Sender<Option<&'static str>>,
+    /// Whether machines boot, or wait.
+    pub(crate) held: watch::Sender<bool>,
     /// How many machines were booted, and how many of them have ended.
     pub(crate) machines: watch::Sender<(usize, usize)>,
 }
 
 impl FakeBoot {
     pub(crate) fn new(agent: PathBuf) -> Self {
-        Self { agent, crash: watch::Sender::new(None), machines: watch::Sender::new((0, 0)) }
+        Self {
+            agent,
+            crash: watch::Sender::new(None),
+            held: watch::Sender::new(false),
+            machines: watch::Sender::new((0, 0)),
+        }
     }
 
     pub(crate) fn crash(&self, reason: &'static str) {
@@ -254,6 +261,7 @@ impl FakeBoot {
 #[async_trait]
 impl Boot for FakeBoot {
     async fn boot(&self, _: SandboxConfig) -> Result<Machine, Error> {
+        drop(self.held.subscribe().wait_for(|held| !held).await.unwrap());
         let stream = UnixStream::connect(&self.agent).await.unwrap();
         let client = AgentServiceClient::new(Client::new(Socket::from(stream)));
         let (machine, mut owner) = Machine::new(PID, client);

@@ -65,12 +65,7 @@ async fn siblings_are_answered_while_a_container_waits_for_its_image() {
     let request = lab.container("slow", json!([]));
     let task = lab.task.clone();
     let slow = tokio::spawn(async move { task.create(Context::default(), &request).await });
-    soon(async {
-        while lab.agent.created.lock().unwrap().iter().all(|it| it.container_id != "slow") {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
+    lab.asked_for("slow").await;
 
     assert_eq!(lab.state("web").await.unwrap(), Status::RUNNING);
     let stats = StatsRequest { id: "web".into(), ..Default::default() };
@@ -126,6 +121,50 @@ async fn a_container_that_takes_too_long_is_taken_back_and_the_error_says_what_t
     assert_eq!(why, ttrpc::Code::DEADLINE_EXCEEDED);
     assert!(text.contains("within 1 s; next: raise create_container_timeout"), "{text}");
     assert_eq!(*lab.agent.removed.lock().unwrap(), ["slow"]);
+}
+
+#[tokio::test]
+async fn a_creation_that_containerd_gives_up_leaves_nothing() {
+    let lab = Lab::with_pod().await;
+    lab.agent.hold_up("slow");
+    let (request, task) = (lab.container("slow", json!([])), lab.task.clone());
+    let slow = tokio::spawn(async move { task.create(Context::default(), &request).await });
+    lab.asked_for("slow").await;
+
+    // What containerd does when it has lost patience.
+    assert_eq!(code(lab.delete("slow", "").await.unwrap_err()).0, ttrpc::Code::NOT_FOUND);
+    let request = ShutdownRequest { id: "slow".into(), ..Default::default() };
+    soon(lab.task.shutdown(Context::default(), &request)).await.unwrap();
+    lab.agent.let_go("slow");
+
+    let (_, text) = code(soon(slow).await.unwrap().unwrap_err());
+    assert!(text.contains("given up"), "{text}");
+    assert_eq!(*lab.agent.removed.lock().unwrap(), ["slow"]);
+    assert_eq!(lab.state(POD).await.unwrap(), Status::RUNNING);
+    lab.create(lab.container("slow", json!([]))).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_pod_that_is_given_up_while_it_boots_ends_its_shim() {
+    let lab = Lab::new().await;
+    lab.boot.held.send_replace(true);
+    let (request, task) = (lab.sandbox(POD), lab.task.clone());
+    let booting = tokio::spawn(async move { task.create(Context::default(), &request).await });
+    soon(async {
+        while lab.boot.held.receiver_count() == 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!(code(lab.create(lab.sandbox(POD)).await.unwrap_err()).0, ttrpc::Code::ALREADY_EXISTS);
+
+    let request = ShutdownRequest { id: POD.into(), ..Default::default() };
+    soon(lab.task.shutdown(Context::default(), &request)).await.unwrap();
+
+    let (_, text) = code(soon(booting).await.unwrap().unwrap_err());
+    assert!(text.contains("given up"), "{text}");
+    soon(lab.shim.over()).await;
+    assert_eq!(*lab.boot.machines.borrow(), (0, 0));
 }
 
 #[tokio::test]
