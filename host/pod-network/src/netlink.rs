@@ -30,7 +30,8 @@ impl Netlink {
     }
 
     pub(crate) async fn bring_up(&self, link: u32, mtu: u32) -> Result<(), Refusal> {
-        let message = LinkMessageBuilder::<LinkUnspec>::new().index(link).mtu(mtu).up().build();
+        // Which groups the guest has joined nobody knows but the guest, and IPv6 finds neighbours by groups.
+        let message = LinkMessageBuilder::<LinkUnspec>::new().index(link).mtu(mtu).allmulticast(true).up().build();
         self.0.link().set(message).execute().await
     }
 

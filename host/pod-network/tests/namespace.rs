@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddrV6, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -128,6 +128,7 @@ impl Lab {
             lab.in_pod(command);
         }
         sh(&format!("ip -n {peer} address add {PEER}/24 dev veth0"));
+        sh(&format!("ip -n {peer} address add fd00:77::1/64 dev veth0 nodad"));
         sh(&format!("ip -n {peer} link set veth0 up"));
         Some(lab)
     }
@@ -152,6 +153,12 @@ impl Lab {
         })
     }
 
+    /// The number of the peer's interface.
+    fn peer_link(&self) -> u32 {
+        let link = sh(&format!("ip -n {} -oneline link show veth0", self.peer));
+        link.split_once(':').unwrap().0.parse().unwrap()
+    }
+
     /// The guest sends; somebody else in the network answers; the guest gets the answer.
     fn expect_traffic(&self, connection: &Connection) {
         let peer = self.in_peer(|| UdpSocket::bind((PEER, PORT)).unwrap());
@@ -164,6 +171,12 @@ impl Lab {
         peer.send_to(b"to the guest", from).unwrap();
         let answer = guest.receive(|frame| frame.ends_with(b"to the guest"));
         assert_eq!(answer[..6], [2, 0, 0, 0, 0, 2], "the guest's own address");
+
+        // A group that only the guest has joined, as for its IPv6 address.
+        let group = SocketAddrV6::new("ff02::1:ff00:2".parse().unwrap(), PORT, 0, self.peer_link());
+        self.in_peer(|| UdpSocket::bind("[::]:0").unwrap()).send_to(b"to the group", group).unwrap();
+        let heard = guest.receive(|frame| frame.ends_with(b"to the group"));
+        assert_eq!(heard[..6], [0x33, 0x33, 0xff, 0, 0, 2]);
     }
 
     /// Links and queueing disciplines of the pod, without counters.

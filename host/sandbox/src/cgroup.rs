@@ -134,21 +134,28 @@ impl Drop for Lifted {
     }
 }
 
-/// Where hierarchies are mounted: one on a host with version 2, several on one with version 1.
+/// Where hierarchies are mounted: one on a host with version 2, several on one with version 1, which may have version 2
+/// beside them for systemd's own use.
 fn hierarchies(mountinfo: &str) -> Vec<PathBuf> {
-    let mut found = Vec::new();
+    let mut found = [Vec::new(), Vec::new()];
     for line in mountinfo.lines() {
         let Some((mount, file_system)) = line.split_once(" - ") else { continue };
         let kind = file_system.split(' ').next().unwrap_or_default();
         let mut fields = mount.split(' ');
         let (root, point) = (fields.nth(3), fields.next());
-        if let ("cgroup" | "cgroup2", Some("/"), Some(point)) = (kind, root, point)
+        let version = match kind {
+            "cgroup" => 0,
+            "cgroup2" => 1,
+            _ => continue,
+        };
+        if let (Some("/"), Some(point)) = (root, point)
             && point.starts_with("/sys/fs/cgroup")
         {
-            found.push(PathBuf::from(point));
+            found[version].push(PathBuf::from(point));
         }
     }
-    found
+    let [first, second] = found;
+    if first.is_empty() { second } else { first }
 }
 
 /// systemd puts the slice `a-b.slice` into `a.slice`.
@@ -197,7 +204,7 @@ mod tests {
                       33 30 0:29 / /sys/fs/cgroup tmpfs - tmpfs tmpfs rw\n\
                       34 30 0:28 /other /sys/fs/cgroup/bound rw - cgroup cgroup rw\n\
                       35 30 0:28 / /elsewhere rw - cgroup cgroup rw\n";
-        let expected = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup/cpu,cpuacct"].map(PathBuf::from);
+        let expected = ["/sys/fs/cgroup/cpu,cpuacct"].map(PathBuf::from);
         assert_eq!(hierarchies(hybrid), expected);
     }
 

@@ -69,6 +69,7 @@ impl Drop for Footprint {
 
 /// What a sandbox has outside of its folder.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
 pub(crate) struct Record {
     vmm: Option<Vmm>,
     namespace: Option<PathBuf>,
@@ -214,6 +215,28 @@ mod tests {
         assert!(!folder.exists());
         left.kill().unwrap();
         left.wait().unwrap();
+    }
+
+    #[test]
+    fn a_pods_limit_that_a_killed_owner_had_lifted_holds_again() {
+        let host = tempfile::tempdir().unwrap();
+        let (leaf, quota) = (host.path().join("pod1/box"), host.path().join("pod1/cpu.max"));
+        fs::create_dir_all(&leaf).unwrap();
+        fs::write(&quota, "max 100000").unwrap();
+        let (name, json) = (
+            name("lifted"),
+            serde_json::json!({
+                "cgroup": {"folders": [leaf]}, "quotas": [{"file": quota, "value": "50000 100000"}],
+            }),
+        );
+        let folder = Directory::path_of(&name);
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join(FILE), json.to_string()).unwrap();
+
+        clean_up(&name).unwrap();
+
+        assert_eq!(fs::read_to_string(quota).unwrap(), "50000 100000");
+        assert!(!leaf.exists() && !folder.exists());
     }
 
     fn abandon(name: &SandboxName, vmm: Vmm) -> PathBuf {

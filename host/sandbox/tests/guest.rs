@@ -27,14 +27,7 @@ async fn a_pods_machine_has_its_network_its_cgroup_and_its_disks() {
 
     let sandbox = Sandbox::start(config).await.unwrap();
 
-    // From here on only the guest has the pod's addresses.
-    sh(&format!("ip -n {} address flush dev eth0", lab.pod));
-    for address in ["10.79.0.2:7", "[fd00:79::2]:7"] {
-        let address: SocketAddr = address.parse().unwrap();
-        let refused = lab.in_peer(|| TcpStream::connect_timeout(&address, PATIENCE)).unwrap_err();
-        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "the guest has no such server: {refused}");
-    }
-
+    lab.expect_guest();
     assert!(cgroup.processes().contains(&sandbox.pid()), "{:?}", cgroup.processes());
     assert_eq!(cgroup.quota(), TestCgroup::QUOTA, "the limit holds again");
     let status = fs::read_to_string(format!("/proc/{}/status", sandbox.pid())).unwrap();
@@ -56,6 +49,20 @@ async fn a_pods_machine_has_its_network_its_cgroup_and_its_disks() {
     let left = sh(&format!("ip -n {0} -brief link; tc -n {0} qdisc", lab.pod));
     assert!(!left.contains("tap") && !left.contains("ingress"), "{left}");
     cgroup.expect_gone();
+}
+
+#[tokio::test]
+async fn a_guest_is_reached_through_macvtap() {
+    let Some(lab) = Lab::new("macvtap") else { return };
+    let mut config = lab.config();
+    config.network = PodNetwork::Macvtap(Path::new("/run/netns").join(&lab.pod));
+
+    let sandbox = Sandbox::start(config).await.unwrap();
+
+    lab.expect_guest();
+    drop(sandbox);
+    let left = sh(&format!("ip -n {} -brief link", lab.pod));
+    assert!(!left.contains("tap"), "{left}");
 }
 
 #[tokio::test]
@@ -142,6 +149,16 @@ impl Lab {
         SandboxConfig::new(SandboxName::parse(&self.pod).unwrap(), guest)
     }
 
+    /// The guest answers at the pod's addresses, which nobody else has from here on.
+    fn expect_guest(&self) {
+        sh(&format!("ip -n {} address flush dev eth0", self.pod));
+        for address in ["10.79.0.2:7", "[fd00:79::2]:7"] {
+            let address: SocketAddr = address.parse().unwrap();
+            let refused = self.in_peer(|| TcpStream::connect_timeout(&address, PATIENCE)).unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "the guest has no such server: {refused}");
+        }
+    }
+
     /// Runs on a thread that is in the bridge's namespace.
     fn in_peer<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         let namespace = File::open(Path::new("/run/netns").join(&self.peer)).unwrap();
@@ -202,6 +219,8 @@ impl TestCgroup {
 
     fn expect_gone(&self) {
         assert!(!self.pod.join(&self.name).exists());
+        let beside = Path::new("/sys/fs/cgroup/unified").join(format!("pod-{}", self.name));
+        assert!(!beside.exists(), "only the hierarchies that limit something are used");
     }
 }
 
