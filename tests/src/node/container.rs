@@ -254,7 +254,16 @@ impl<'a> Container<'a> {
     /// # Errors
     /// What the kubelet would be told.
     pub async fn try_exec(&self, command: &[&str]) -> Result<Executed, Status> {
-        let request = cri::ExecSyncRequest { container_id: self.id.clone(), cmd: owned(command), timeout: EXEC_LIMIT };
+        self.exec_within(command, Duration::from_secs(60)).await
+    }
+
+    /// Runs a command in it, as a probe, which is ended when `limit` has passed.
+    ///
+    /// # Errors
+    /// What the kubelet would be told.
+    pub async fn exec_within(&self, command: &[&str], limit: Duration) -> Result<Executed, Status> {
+        let timeout = i64::try_from(limit.as_secs()).unwrap();
+        let request = cri::ExecSyncRequest { container_id: self.id.clone(), cmd: owned(command), timeout };
         let answer = self.node.runtime().exec_sync(request).await?.into_inner();
         Ok(Executed {
             code: answer.exit_code,
@@ -372,6 +381,3 @@ impl LogLine {
 fn owned(words: &[&str]) -> Vec<String> {
     words.iter().map(|&word| word.to_owned()).collect()
 }
-
-/// Seconds.
-const EXEC_LIMIT: i64 = 60;

@@ -26,6 +26,21 @@ async fn containers_come_and_go_while_their_pod_stays() {
         let missing = polite.try_exec(&["/no/such/program"]).await;
         assert!(missing.is_err() || missing.is_ok_and(|executed| executed.code != 0));
 
+        // A probe that hangs is ended, and with it what it started.
+        let hangs = polite.exec_within(&["sh", "-c", "exec sleep 4321"], Duration::from_secs(1)).await.unwrap_err();
+        assert_eq!(hangs.code(), tonic::Code::DeadlineExceeded, "{hangs}");
+        assert!(!polite.exec(&["ps"]).await.stdout.contains("sleep 4321"));
+
+        // Nothing of a long output is lost, neither of a command nor of the container itself.
+        assert_eq!(polite.exec(&["busybox", "seq", "100000"]).await.stdout.lines().count(), 100_000);
+        let wordy = pod.container("wordy", &image).script("busybox seq 100000").start().await;
+        assert_eq!(wordy.ended(LIMIT).await.exit_code, 0);
+        wordy.said("100000", LIMIT).await;
+        assert!(
+            wordy.log().iter().map(|line| &line.text).eq(&(1..=100_000).map(|n| n.to_string()).collect::<Vec<_>>())
+        );
+        wordy.remove().await.unwrap();
+
         let stats = polite.stats().await.unwrap();
         assert!(stats.cpu.unwrap().usage_core_nano_seconds.unwrap().value > 0);
         assert!(stats.memory.unwrap().working_set_bytes.unwrap().value > 0);
@@ -92,6 +107,11 @@ async fn streams_reach_a_container_through_the_newer_containerd() {
         shell.exec_interactively(&["sh", "-c", "read line; echo got $line; echo err >&2"], false).await.unwrap();
     exec.send(b"a line\n").await;
     assert_eq!(exec.finish(LIMIT).await, ("got a line\n".to_owned(), "err\n".to_owned(), 0));
+
+    let mut exec =
+        shell.exec_interactively(&["sh", "-c", "busybox head -c 300000 | busybox wc -c"], false).await.unwrap();
+    exec.send(&vec![b'x'; 300_000]).await;
+    assert_eq!(exec.finish(LIMIT).await.0, "300000\n");
 
     let mut attached = shell.attach(true).await.unwrap();
     attached.send(b"echo from $((40 + 2))\n").await;

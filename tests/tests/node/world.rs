@@ -7,6 +7,7 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
 use tests::node::Pod;
+use tests::run;
 
 use crate::ground::{ECHO, Ground, LIMIT, versions};
 
@@ -98,19 +99,35 @@ async fn a_container_has_what_its_pod_gives_it() {
 async fn containers_share_what_the_pod_says() {
     for version in versions() {
         let Some(ground) = Ground::new(version).await else { return };
-        let pod = ground.pod("shared").shared_processes().run().await;
+        let pod = ground.pod("shared").shared_processes().limits(192 << 20, 1000).run().await;
         let memory = tmpfs(&ground, &pod);
         let first = pod.container("first", &ground.image).script("echo there > /memory/file; echo up; exec sleep 1234");
         let first = first.mount(&memory, "/memory", false).start().await;
         first.said("up", LIMIT).await;
+        // More than one message to the guest may hold.
+        let large = ground.lab.file("large", vec![b'l'; 6_000_000]);
         let second = pod.container("second", &ground.image).script("exec sleep 3600").mount(&memory, "/memory", false);
-        let second = second.start().await;
+        let second = second.mount(&large, "/large", true).start().await;
 
         let seen =
             second.exec(&["sh", "-c", "cat /memory/file; ps; cat /proc/mounts; echo x > /dev/shm/mark"]).await.stdout;
         assert!(seen.contains("there") && seen.contains("sleep 1234"), "{seen}");
         assert!(seen.lines().any(|line| line.starts_with("tmpfs /memory ")), "{seen}");
         assert_eq!(first.exec(&["cat", "/dev/shm/mark"]).await.stdout, "x\n");
+
+        let sum = |text: &str| text.split(' ').next().unwrap().to_owned();
+        let copied = second.exec(&["busybox", "sha256sum", "/large"]).await.stdout;
+        assert_eq!(sum(&copied), sum(&run("sha256sum", [&large])));
+
+        // The machine has what the pod may use and what the guest needs besides, and is where a node expects it.
+        let size = second.exec(&["sh", "-c", "busybox nproc; busybox free -m"]).await.stdout;
+        let words: Vec<&str> = size.split_whitespace().collect();
+        let memory_mib: u32 = words[words.iter().position(|word| *word == "Mem:").unwrap() + 1].parse().unwrap();
+        assert_eq!(words[0], "2", "one processor and 0.4 of another: {size}");
+        assert!((200..320).contains(&memory_mib), "192 MiB and 128 more, of which the kernel keeps some: {size}");
+        let machine = &ground.node.processes("qemu-system")[0];
+        let groups = fs::read_to_string(format!("/proc/{}/cgroup", machine.pid)).unwrap();
+        assert!(groups.contains("/shared-"), "{groups}");
 
         pod.remove().await;
         ground.node.command("umount").arg(memory).status().unwrap();
