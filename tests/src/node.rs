@@ -7,6 +7,7 @@ mod events;
 mod namespaces;
 mod pod;
 mod processes;
+mod snapshotter;
 mod streams;
 
 use std::fs;
@@ -27,6 +28,7 @@ use self::containerd::{SOCKET, Service};
 use self::namespaces::Namespaces;
 pub use self::pod::{DetachedPod, Pod, PodSpec};
 pub use self::processes::Process;
+pub use self::snapshotter::Snapshotter;
 pub use self::streams::Session;
 use crate::{Image, Lab, Registry, run};
 

@@ -13,7 +13,8 @@ use base64::engine::general_purpose::STANDARD;
 use cri::ImageServiceClient;
 use futures::future::try_join_all;
 use serde_json::Value;
-use tests::{Daemon, Image, Lab, NewerDebian, Registry};
+use tests::node::{self, Cocoon, Containerd, Snapshotter};
+use tests::{Daemon, Image, InitDataFiles, Lab, NewerDebian, Registry};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tonic::Status;
@@ -27,6 +28,45 @@ async fn containerd_1_leaves_an_image_to_guests_whatever_happens_to_the_snapshot
 #[tokio::test]
 async fn containerd_2_leaves_an_image_to_guests_whatever_happens_to_the_snapshotter() {
     story("sid", VERSION_2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_has_its_image_from_the_node_and_without_it_from_the_registry() {
+    let lab = Lab::new();
+    let registry = lab.registry();
+    let first = registry.push(Image::busybox(&lab, "first", "echo first; exec sleep 3600").layout(), "first");
+    let second = registry.push(Image::busybox(&lab, "second", "echo second; exec sleep 3600").layout(), "second");
+    let policy = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/policies/debug.rego"));
+    let digests = [&first, &second].map(|image| image.split_once('@').unwrap().1).join("\", \"");
+    let policy = policy.unwrap().replace("sha256:REPLACE_WITH_THE_DIGEST_OF_YOUR_IMAGE", &digests);
+    let initdata = InitDataFiles::without_trustee(policy, &registry).annotation(&lab, "initdata");
+    let cocoon = Cocoon::new().with_snapshotter();
+    let node = match node::Node::start(&lab, &registry, Containerd::V1, Some(&cocoon)).await {
+        Ok(node) => node,
+        Err(cause) => {
+            eprintln!("skipped: {cause}");
+            return;
+        }
+    };
+    let mut snapshotter = Snapshotter::start(&node);
+    snapshotter.pull(&first).await;
+    snapshotter.pull(&second).await;
+    let annotation = "io.katacontainers.config.hypervisor.cc_init_data";
+    let pod = node.pod("cached").handler("cocoon").annotation(annotation, &initdata).run().await;
+
+    // The guest has everything from the node: each blob has been downloaded once, by the node.
+    pod.container("first", &first).start().await.said("first", LIMIT).await;
+    for layer in layers(&lab, "first") {
+        assert_eq!(requests(&registry, &layer), 1, "{layer}: {}", registry.log());
+    }
+
+    // What the node has lost, the guest has from the registry.
+    snapshotter.wipe_and_restart();
+    pod.container("second", &second).start().await.said("second", LIMIT).await;
+    for layer in layers(&lab, "second") {
+        assert_eq!(requests(&registry, &layer), 2, "{layer}: {}", registry.log());
+    }
+    pod.remove().await;
 }
 
 async fn story(suite: &str, configuration: &str) {

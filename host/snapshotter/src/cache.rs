@@ -5,8 +5,9 @@
 //! no index: what is in the folder is in the cache, so the folder may be emptied at any time.
 
 use std::collections::HashMap;
-use std::fs;
+use std::fs::{self, DirBuilder};
 use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -223,10 +224,12 @@ fn blobs(folder: &Path) -> io::Result<Vec<(SystemTime, u64, PathBuf)>> {
     Ok(found)
 }
 
+/// Not every user of the node may have what the node may have.
 fn make_folders(folder: &Path) -> io::Result<()> {
-    fs::create_dir_all(folder.join(PARTIAL))?;
+    let mut private = DirBuilder::new();
+    private.recursive(true).mode(0o700).create(folder.join(PARTIAL))?;
     let algorithms = [Algorithm::Sha256, Algorithm::Sha384, Algorithm::Sha512];
-    algorithms.iter().try_for_each(|algorithm| fs::create_dir_all(folder.join(BLOBS).join(algorithm.name())))
+    algorithms.iter().try_for_each(|algorithm| private.create(folder.join(BLOBS).join(algorithm.name())))
 }
 
 fn algorithm(digest: &BlobDigest) -> &'static digest::Algorithm {

@@ -76,8 +76,8 @@ impl Daemon {
         };
         tokio::select! {
             ended = containerd => Error::Containerd(ended.err().map_or_else(String::new, |e| e.to_string())),
-            source = self.server.serve_unix(self.guests) => Error::Guests { source },
-            source = vsock => Error::Guests { source },
+            never = self.server.serve_unix(self.guests) => match never {},
+            never = vsock => match never {},
         }
     }
 }
@@ -136,12 +136,6 @@ pub enum Error {
     /// containerd's socket is no longer served.
     #[error("containerd's socket: {0}; next: start the snapshotter again")]
     Containerd(String),
-    /// A socket for guests is no longer served.
-    #[error("guests' socket: {source}; next: start the snapshotter again")]
-    Guests {
-        /// The kernel's answer.
-        source: io::Error,
-    },
 }
 
 const UNPACKING: &str = "unpacking";

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -57,8 +58,7 @@ impl Host {
     /// A registry that nothing is written about. containerd takes those on this machine for ones without TLS.
     fn plain(registry: &str) -> Self {
         let name = host_of(registry);
-        let local = ["localhost", "127.", "[::1]"].iter().any(|start| name.starts_with(start));
-        let scheme = if local { "http" } else { "https" };
+        let scheme = if is_local(name) { "http" } else { "https" };
         let base = format!("{scheme}://{name}/v2");
         Self { base, name: name.to_owned(), authorities: Vec::new(), skip_verify: false }
     }
@@ -84,6 +84,12 @@ impl Host {
         let authorities = table.ca.files().iter().map(read).collect::<Result<_, _>>()?;
         Ok(Self { base, name, authorities, skip_verify: table.skip_verify })
     }
+}
+
+/// Whether a host is this machine, as far as its name tells.
+fn is_local(name: &str) -> bool {
+    let host = name.rsplit_once(':').map_or(name, |(host, _)| host).trim_matches(['[', ']']);
+    host == "localhost" || host.parse().is_ok_and(|address: IpAddr| address.is_loopback())
 }
 
 /// Docker's hub is elsewhere than its name says.
@@ -191,6 +197,9 @@ mod tests {
             ("unknown.example", &["https://unknown.example/v2"]),
             ("docker.io", &["https://registry-1.docker.io/v2"]),
             ("127.0.0.1:5000", &["http://127.0.0.1:5000/v2"]),
+            ("[::1]:5000", &["http://[::1]:5000/v2"]),
+            ("localhost", &["http://localhost/v2"]),
+            ("localhost.example", &["https://localhost.example/v2"]),
             ("../r.example:5000", &["https://../r.example:5000/v2"]),
         ] {
             let hosts = of_registry(path, registry).unwrap();

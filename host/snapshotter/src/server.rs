@@ -48,21 +48,20 @@ impl Server {
     }
 
     /// Serves guests whose vsock is a process of the host's, which connects here for them.
-    pub(crate) async fn serve_unix(self, listener: UnixListener) -> io::Error {
+    pub(crate) async fn serve_unix(self, listener: UnixListener) -> Infallible {
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => {
                     let process = stream.peer_cred().ok().and_then(|peer| peer.pid()).unwrap_or_default();
                     self.take(Peer::Process(process), stream);
                 }
-                Err(error) if is_passing(&error) => {}
-                Err(error) => return error,
+                Err(error) => pause(&error).await,
             }
         }
     }
 
     /// Serves guests of the host's kernel.
-    pub(crate) async fn serve_vsock(self, listener: VsockListener) -> io::Error {
+    pub(crate) async fn serve_vsock(self, listener: VsockListener) -> Infallible {
         loop {
             match listener.accept().await {
                 Ok((stream, address)) if address.cid() >= FIRST_GUEST => {
@@ -70,8 +69,7 @@ impl Server {
                 }
                 // Somebody on this machine, who can read files.
                 Ok(_) => {}
-                Err(error) if is_passing(&error) => {}
-                Err(error) => return error,
+                Err(error) => pause(&error).await,
             }
         }
     }
@@ -154,9 +152,10 @@ impl Drop for Place {
     }
 }
 
-/// Whether an accept may go well the next time: the peer gave up, or there are no descriptors for now.
-fn is_passing(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted)
+/// After a guest that gave up, or while there are no descriptors: guests have the registry meanwhile.
+async fn pause(error: &io::Error) {
+    tracing::warn!(%error, "a guest can't be served");
+    tokio::time::sleep(PAUSE).await;
 }
 
 /// Connections of one guest; a guest takes the layers of its images side by side.
@@ -168,7 +167,9 @@ const FIRST_GUEST: u32 = 3;
 const HEADER_LIMIT: Duration = Duration::from_secs(10);
 const BUFFER: usize = 16 << 10;
 const HEADERS: usize = 16;
-const CHUNK: usize = 256 << 10;
+/// With the file's own buffer and the socket's, what a connection costs whose guest doesn't read.
+const CHUNK: usize = 64 << 10;
+const PAUSE: Duration = Duration::from_millis(100);
 
 #[cfg(test)]
 mod tests {

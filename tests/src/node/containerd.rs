@@ -62,9 +62,14 @@ impl Containerd {
             "restrict_oom_score_adj = true\ndisable_apparmor = true\n\
              [{images}.registry]\nconfig_path = \"{root}/registries\"\n\
              [{runtime}.cni]\nconf_dir = \"{root}/cni\"\n{cni}\n\
-             [{runtime}.containerd]\ndefault_runtime_name = \"runc\"\n\
+             [{runtime}.containerd]\ndefault_runtime_name = \"runc\"\n{annotations}\
              [{runtime}.containerd.runtimes.runc]\nruntime_type = \"io.containerd.runc.v2\"\n\
              [{runtime}.containerd.runtimes.runc.options]\nSystemdCgroup = false\n",
+            // What a snapshotter must know to fetch layers itself.
+            annotations = match self {
+                Self::V1 => "disable_snapshot_annotations = false\n",
+                Self::V2 => "",
+            },
             cni = match self {
                 Self::V1 => format!("bin_dir = \"{CNI_PLUGINS}\""),
                 Self::V2 => format!("bin_dirs = [\"{CNI_PLUGINS}\"]"),

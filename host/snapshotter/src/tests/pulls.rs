@@ -1,5 +1,7 @@
 //! Pulls: what is in the cache after them, how often it was downloaded, and what guests get.
 
+use std::os::unix::fs::PermissionsExt as _;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
@@ -47,6 +49,8 @@ async fn ten_pulls_of_an_image_download_it_once_and_guests_get_every_blob() {
         let (status, body) = node.ask_as_guest("GET", &format!("/blobs/{digest}")).await;
         assert_eq!((status, format!("sha256:{}", sha256(&body))), (200, digest.clone()));
     }
+    let mode = std::fs::metadata(node.path("state")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o700, "others on the node get the node's private images");
     // The next pull asks for nothing.
     let before = registry.requests().len();
     pull(&node, &image, &digests, 11).await;
