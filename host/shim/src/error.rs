@@ -72,7 +72,8 @@ impl Error {
         let seconds = limit.as_secs();
         match error {
             ttrpc::Error::RpcStatus(status) => {
-                let message = status.message().to_owned();
+                // The guest's words end up in logs and on terminals.
+                let message = status.message().replace(char::is_control, " ");
                 match status.code() {
                     Code::PERMISSION_DENIED => Self::Denied { request, message },
                     Code::DEADLINE_EXCEEDED => Self::timeout(request, seconds),

@@ -14,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use wire_ttrpc::agent::{CloseStdinRequest, ReadStreamRequest, WriteStreamRequest};
 
 use crate::Error;
@@ -109,13 +110,15 @@ pub(crate) struct Copies {
 }
 
 impl Copies {
-    /// Waits for the last output of a process that has ended.
+    /// Waits for the last output of a process that has ended, but not for ever for whoever takes it.
     pub(crate) async fn end(self) {
         if let Some(input) = self.input {
             input.abort();
         }
-        for output in self.outputs {
-            let _ = output.await;
+        for mut output in self.outputs {
+            if timeout(PATIENCE, &mut output).await.is_err() {
+                output.abort();
+            }
         }
     }
 }
@@ -243,3 +246,5 @@ fn failed(path: &str) -> impl FnOnce(io::Error) -> Error {
 const CHUNK: usize = 32 << 10;
 /// How long a process that has ended may still be heard.
 const DRAIN: Duration = Duration::from_secs(2);
+/// How long the last output may wait to be taken.
+const PATIENCE: Duration = Duration::from_secs(10);

@@ -11,7 +11,6 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
-use sandbox::{Directory, SandboxName};
 use tokio::net::UnixListener;
 
 use crate::Error;
@@ -22,8 +21,7 @@ use crate::pod::Pod;
 ///
 /// # Errors
 /// [`Error::File`] where nothing can listen in the pod's folder.
-pub(crate) fn serve(pod: Arc<Pod>, metrics: Metrics, name: &SandboxName) -> Result<(), Error> {
-    let folder = Directory::path_of(name);
+pub(crate) fn serve(pod: Arc<Pod>, metrics: Metrics, folder: PathBuf) -> Result<(), Error> {
     let path = folder.join(SOCKET);
     let listener = UnixListener::bind(&path).map_err(Error::file("management", &path))?;
     let management = Arc::new(Management { pod: Arc::clone(&pod), metrics, folder });
@@ -78,13 +76,20 @@ impl Management {
         let own = self.metrics.text(Some(self.pod.machine().pid()));
         // Most policies keep the guest's numbers inside.
         match self.pod.guest_metrics().await {
-            Ok(guest) => own + &guest,
+            Ok(guest) => own + &of_guest(&guest),
             Err(error) => {
                 tracing::debug!(%error, "no metrics of the guest");
                 own
             }
         }
     }
+}
+
+/// The guest's metrics without those that only the host can know, whoever says them.
+fn of_guest(text: &str) -> String {
+    let name = |line: &str| line.trim_start_matches("# TYPE ").trim_start_matches("# HELP ").to_owned();
+    let ours = |line: &str| OURS.iter().any(|prefix| name(line).starts_with(prefix));
+    text.lines().filter(|line| !ours(line)).flat_map(|line| [line, "\n"]).collect()
 }
 
 /// Where the guest's agent is reached: through the host's kernel, or through the socket in the pod's folder.
@@ -97,3 +102,4 @@ fn agent_url(folder: &Path) -> String {
 
 const SOCKET: &str = "shim-monitor.sock";
 const AGENT_PORT: u32 = 1024;
+const OURS: [&str; 2] = ["kata_shim_", "kata_hypervisor_"];

@@ -427,15 +427,19 @@ impl Pod {
         }
     }
 
-    /// Tells when a container was short of memory.
+    /// Tells when a container was short of memory. A guest that says so all the time is asked no more often than containerd
+    /// hears it, or once a second.
     async fn watch_memory(self: Arc<Self>) {
         loop {
-            match self.guest.get_oom_event(GetOOMEventRequest::new()).await {
-                Ok(event) => {
-                    self.events.publish(TaskOOM { container_id: event.container_id, ..TaskOOM::default() });
-                }
+            let id = match self.guest.get_oom_event(GetOOMEventRequest::new()).await {
+                Ok(event) => event.container_id,
                 Err(error) => return tracing::debug!(%error, "no news of short memory"),
+            };
+            if self.container(&id).is_ok() {
+                self.events.publish(TaskOOM { container_id: id, ..TaskOOM::default() });
             }
+            self.events.flush(GRACE).await;
+            tokio::time::sleep(BETWEEN_SHORTAGES).await;
         }
     }
 
@@ -525,6 +529,7 @@ const KILLED: u32 = 137;
 const UNKNOWN: u32 = 255;
 /// Between the end of a machine's connections and its own, and for what a guest says at an end.
 const GRACE: Duration = Duration::from_secs(5);
+const BETWEEN_SHORTAGES: Duration = Duration::from_secs(1);
 /// Seconds that a guest waits for the last processes of a container.
 const REMOVAL: u32 = 10;
 /// As much as Kubernetes reads.

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use containerd_shim_protos::api::CreateTaskRequest;
-use sandbox::SandboxName;
+use sandbox::{Directory, SandboxName};
 use tokio::sync::{self, watch};
 
 use crate::bundle::Bundle;
@@ -153,7 +153,7 @@ impl Shim {
     }
 
     fn serve_management(&self, pod: &Arc<Pod>, name: &SandboxName) {
-        if let Err(error) = management::serve(Arc::clone(pod), self.metrics.clone(), name) {
+        if let Err(error) = management::serve(Arc::clone(pod), self.metrics.clone(), Directory::path_of(name)) {
             tracing::warn!(%error, "there is no management socket");
         }
     }

@@ -2,6 +2,7 @@
 
 mod fake;
 mod lives;
+mod management;
 mod volumes;
 
 use std::fs;
