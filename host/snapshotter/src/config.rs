@@ -9,8 +9,9 @@ use serde::Deserialize;
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Folder with the sockets: `containerd.sock` for containerd and `blobs.sock` for guests. A sandbox looks for the
-    /// second at its default place. Default `/run/cocoon-snapshotter`.
+    /// Folder with the sockets: `containerd.sock` for containerd and `blobs.sock` for guests. Sandboxes look for the
+    /// second at its default place, and the host kernel's vsock is served from there alone. Default
+    /// `/run/cocoon-snapshotter`.
     pub run_dir: PathBuf,
     /// Folder with the cache. It may be removed at any time. Default `/var/lib/cocoon/snapshotter`.
     pub state_dir: PathBuf,

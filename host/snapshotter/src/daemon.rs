@@ -47,16 +47,20 @@ impl Daemon {
         let unpacking = Unpacking::open(state_dir.join(UNPACKING)).map_err(|e| folder(&state_dir, e))?;
         std::fs::create_dir_all(&run_dir).map_err(|e| folder(&run_dir, e))?;
         let prefetch = Arc::new(Prefetch::new(Arc::clone(&cache), registries, credentials));
-        let vsock = Path::new(VHOST_VSOCK).exists().then(|| {
-            let address = VsockAddr::new(VMADDR_CID_ANY, blob::PORT);
-            VsockListener::bind(address).map_err(|source| Error::Vsock { port: blob::PORT, source })
-        });
+        // The port is the machine's, and so only for the one snapshotter that sandboxes know.
+        let vsock = (run_dir == Config::default().run_dir && Path::new(VHOST_VSOCK).exists())
+            .then(|| VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, blob::PORT)))
+            .transpose()
+            .unwrap_or_else(|error| {
+                tracing::warn!(port = blob::PORT, %error, "guests of the host's kernel can't use the cache");
+                None
+            });
         Ok(Self {
             snapshotter: Snapshotter::new(unpacking, run_dir.join(EMPTY), prefetch),
             containerd: listen(run_dir.join(Self::CONTAINERD))?,
             server: Server::new(cache),
             guests: listen(run_dir.join(Self::GUESTS))?,
-            vsock: vsock.transpose()?,
+            vsock,
         })
     }
 
@@ -124,14 +128,6 @@ pub enum Error {
     Running {
         /// The socket.
         path: PathBuf,
-    },
-    /// The host kernel's vsock can't be used.
-    #[error("vsock port {port}: {source}; next: check who else listens on it")]
-    Vsock {
-        /// The port.
-        port: u32,
-        /// The kernel's answer.
-        source: io::Error,
     },
     /// containerd's socket is no longer served.
     #[error("containerd's socket: {0}; next: start the snapshotter again")]

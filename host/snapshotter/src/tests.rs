@@ -6,11 +6,13 @@ mod snapshots;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
-use tokio::task::JoinHandle;
+use tokio::runtime::{Builder, Runtime};
+use tokio::task::spawn_blocking;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
@@ -24,7 +26,8 @@ use crate::{Config, Daemon};
 /// One node with its folders. The snapshotter on it may be killed and started again.
 struct Node {
     folder: TempDir,
-    daemon: Option<JoinHandle<crate::Error>>,
+    /// What the snapshotter runs on. It ends with it, and so does all that it has begun, as with a process.
+    daemon: Option<Runtime>,
     containerd: SnapshotsClient<Channel>,
 }
 
@@ -42,12 +45,22 @@ impl Node {
 
     /// Kills the snapshotter, removes all that it has written, and starts it again.
     async fn wipe_and_restart(&mut self) {
-        let daemon = self.daemon.take().unwrap();
-        daemon.abort();
-        let _ = daemon.await;
+        self.kill().await;
         for folder in ["run", "state"] {
             std::fs::remove_dir_all(self.path(folder)).unwrap();
         }
+        self.restart().await;
+    }
+
+    async fn kill(&mut self) {
+        if let Some(daemon) = self.daemon.take() {
+            spawn_blocking(|| daemon.shutdown_timeout(LIMIT)).await.unwrap();
+        }
+    }
+
+    /// Kills the snapshotter if it runs, and starts it again.
+    async fn restart(&mut self) {
+        self.kill().await;
         self.daemon = Some(start(self.folder.path(), 100));
         self.containerd = connect(self.folder.path()).await;
     }
@@ -110,13 +123,13 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        if let Some(daemon) = &self.daemon {
-            daemon.abort();
+        if let Some(daemon) = self.daemon.take() {
+            daemon.shutdown_background();
         }
     }
 }
 
-fn start(folder: &Path, cache_mib: u64) -> JoinHandle<crate::Error> {
+fn start(folder: &Path, cache_mib: u64) -> Runtime {
     let config = Config {
         run_dir: folder.join("run"),
         state_dir: folder.join("state"),
@@ -124,7 +137,13 @@ fn start(folder: &Path, cache_mib: u64) -> JoinHandle<crate::Error> {
         registries: folder.join("certs.d"),
         credentials: folder.join("config.json"),
     };
-    tokio::spawn(Daemon::open(config).unwrap().serve())
+    let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let daemon = {
+        let _sockets_are_of = runtime.enter();
+        Daemon::open(config).unwrap()
+    };
+    runtime.spawn(daemon.serve());
+    runtime
 }
 
 async fn connect(folder: &Path) -> SnapshotsClient<Channel> {
@@ -136,3 +155,5 @@ async fn connect(folder: &Path) -> SnapshotsClient<Channel> {
 fn chain_id(number: u8) -> String {
     format!("sha256:{}", hex::encode([number; 32]))
 }
+
+const LIMIT: Duration = Duration::from_secs(10);

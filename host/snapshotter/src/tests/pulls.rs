@@ -58,6 +58,36 @@ async fn ten_pulls_of_an_image_download_it_once_and_guests_get_every_blob() {
 }
 
 #[tokio::test]
+async fn a_snapshotter_that_is_killed_in_a_pull_leaves_the_next_one_nothing_to_trip_over() {
+    let (registry, digests) = RegistryDouble::with(&layers(), None, false).await;
+    let mut node = Node::new().await;
+    let image = format!("{}/app:v1", registry.host);
+    let labels = [
+        ("containerd.io/snapshot/cri.image-ref", image.as_str()),
+        ("containerd.io/snapshot/cri.manifest-digest", &digests.manifest),
+        ("containerd.io/snapshot.ref", &chain_id(1)),
+    ];
+    let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+    let mut containerd = node.containerd.clone();
+    registry.open(false);
+    let killed = tokio::spawn(async move {
+        let key = "k8s.io/5/extract-1-a x".to_owned();
+        containerd.prepare(PrepareSnapshotRequest { key, labels, ..Default::default() }).await
+    });
+    while registry.count(&digests.config) == 0 {
+        tokio::task::yield_now().await;
+    }
+
+    node.restart().await;
+    assert_ne!(killed.await.unwrap().unwrap_err().code(), Code::AlreadyExists);
+    registry.open(true);
+    pull(&node, &image, &digests, 1).await;
+
+    assert_eq!(node.ask_as_guest("GET", &format!("/blobs/{}", digests.layers[0])).await.0, 200);
+    assert_eq!(std::fs::read_dir(node.path("state/partial")).unwrap().count(), 0);
+}
+
+#[tokio::test]
 async fn guests_get_nothing_but_blobs() {
     let node = Node::new().await;
     let unknown = format!("/blobs/sha256:{}", "0".repeat(64));
