@@ -213,6 +213,12 @@ impl Agent {
             }
         }
         self.volumes.clear().await;
+        // Before the answer: the host may end the machine as soon as it has it.
+        if let Some(disks) = &self.disks
+            && let Err(error) = disks.close().await
+        {
+            tracing::warn!(%error, "a disk is not released");
+        }
         self.copies.clear();
         if let Some(sandbox) = self.sandbox().take() {
             sandbox.destroy();

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use libcgroups::common::{CgroupManager as _, ControllerOpt};
 use libcgroups::v2::manager::Manager;
-use libcontainer::oci_spec::runtime::LinuxResources;
+use libcontainer::oci_spec::runtime::{LinuxCpuBuilder, LinuxMemoryBuilder, LinuxPidsBuilder, LinuxResourcesBuilder};
 use tokio::io::Interest;
+use wire_ttrpc::oci;
 
 use crate::id::Id;
 use crate::spec::CGROUP_PARENT;
@@ -35,13 +36,38 @@ impl Cgroup {
         &self.0
     }
 
-    /// Changes limits. Those that are not named stay as they are.
-    pub(crate) fn limit(&self, resources: &LinuxResources) -> io::Result<()> {
+    /// Changes limits. Those that are not named stay as they are, and a negative one stands for none.
+    pub(crate) fn limit(&self, requested: &oci::LinuxResources) -> io::Result<()> {
         let (Some(parent), Some(name)) = (self.0.parent(), self.0.file_name()) else {
             return Err(io::ErrorKind::InvalidInput.into());
         };
+        let mut resources = LinuxResourcesBuilder::default();
+        let memory = requested.Memory.get_or_default().Limit;
+        if memory != 0 {
+            let memory = LinuxMemoryBuilder::default().limit(memory.max(-1)).build();
+            resources = resources.memory(memory.map_err(io::Error::other)?);
+        }
+        let requested_cpu = requested.CPU.get_or_default();
+        let mut cpu = LinuxCpuBuilder::default();
+        if requested_cpu.Shares > 0 {
+            cpu = cpu.shares(requested_cpu.Shares);
+        }
+        if requested_cpu.Quota != 0 && requested_cpu.Period > 0 {
+            cpu = cpu.quota(requested_cpu.Quota.max(-1)).period(requested_cpu.Period);
+        }
+        let pids = requested.Pids.get_or_default().Limit;
+        if pids != 0 {
+            let pids = LinuxPidsBuilder::default().limit(pids.max(-1)).build();
+            resources = resources.pids(pids.map_err(io::Error::other)?);
+        }
+        let resources = resources.cpu(cpu.build().map_err(io::Error::other)?).build().map_err(io::Error::other)?;
         let manager = Manager::new(parent.to_owned(), name.into()).map_err(io::Error::other)?;
-        let options = ControllerOpt { resources, disable_oom_killer: false, oom_score_adj: None, freezer_state: None };
+        let options = ControllerOpt {
+            resources: &resources,
+            disable_oom_killer: false,
+            oom_score_adj: None,
+            freezer_state: None,
+        };
         manager.apply(&options).map_err(io::Error::other)
     }
 
@@ -112,15 +138,20 @@ mod tests {
             }
         };
         reset();
-        let resources = serde_json::json!({"memory": {"limit": 64 << 20}, "cpu": {"quota": 50_000, "period": 100_000}});
-        group.limit(&serde_json::from_value(resources).unwrap()).unwrap();
+        let limits = |memory: i64, quota: i64| {
+            let mut limits = oci::LinuxResources::new();
+            limits.Memory.mut_or_insert_default().Limit = memory;
+            let cpu = limits.CPU.mut_or_insert_default();
+            (cpu.Quota, cpu.Period) = (quota, 100_000);
+            limits
+        };
+        group.limit(&limits(64 << 20, 50_000)).unwrap();
         let read = |file: &str| std::fs::read_to_string(group.path().join(file)).unwrap();
         assert_eq!((read("memory.max"), read("cpu.max")), ("67108864".into(), "50000 100000".into()));
         assert_eq!((read("cpu.weight"), read("pids.max")), (String::new(), String::new()));
 
         reset();
-        let unlimited = serde_json::json!({"memory": {"limit": -1}, "cpu": {"quota": -1, "period": 100_000}});
-        group.limit(&serde_json::from_value(unlimited).unwrap()).unwrap();
+        group.limit(&limits(-7, -1)).unwrap();
         assert_eq!((read("memory.max"), read("cpu.max")), ("max".into(), "max 100000".into()));
     }
 }

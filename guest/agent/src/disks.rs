@@ -24,6 +24,12 @@ pub trait Disks: Send + Sync {
     /// # Errors
     /// [`DiskError`] where it is still in use.
     async fn unmount(&self, mount_point: &Path) -> Result<(), DiskError>;
+
+    /// Releases every disk, once the pod's containers are gone: what was written is on it, and its key is forgotten.
+    ///
+    /// # Errors
+    /// [`DiskError`] where one is still in use.
+    async fn close(&self) -> Result<(), DiskError>;
 }
 
 /// A disk that is to be encrypted. What is on it is lost.

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use futures::TryStreamExt;
 use protobuf::EnumOrUnknown;
 use rtnetlink::packet_route::AddressFamily;
-use rtnetlink::packet_route::address::AddressAttribute;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags};
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope,
@@ -68,7 +68,12 @@ impl Network {
         }
         self.set(changes.build()).await?;
         for (address, prefix) in addresses {
-            ignoring_exists(self.0.address().add(index, address, prefix).execute().await)?;
+            let mut request = self.0.address().add(index, address, prefix);
+            if address.is_ipv6() {
+                // Whoever gave the pod its address has looked for duplicates: the guest would answer 2 s late.
+                request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+            }
+            ignoring_exists(request.execute().await)?;
         }
         self.set(LinkMessageBuilder::<LinkUnspec>::new().index(index).up().build()).await
     }
@@ -313,7 +318,12 @@ const ONLINK: u32 = 4;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use protobuf::MessageField;
     use rtnetlink::LinkVeth;
+    use wire_ttrpc::types::ARPNeighbor;
+
+    /// `IFA_F_TENTATIVE`.
+    const TENTATIVE: u8 = 0x40;
 
     #[test]
     fn malformed_values_are_refused() {
@@ -360,7 +370,9 @@ mod tests {
             name: "eth0".into(),
             hwAddr: "02:00:00:00:00:02".into(),
             mtu: 1400,
-            IPAddresses: vec![IPAddress { address: "10.9.0.2".into(), mask: "24".into(), ..Default::default() }],
+            IPAddresses: [("10.9.0.2", "24"), ("fd00::2", "64")]
+                .map(|(address, mask)| IPAddress { address: address.into(), mask: mask.into(), ..Default::default() })
+                .into(),
             ..Default::default()
         };
         network.update_interface(&wanted).await.unwrap();
@@ -372,6 +384,24 @@ mod tests {
         assert!(eth0.IPAddresses.iter().any(|address| address.address == "10.9.0.2" && address.mask == "24"));
         assert_eq!(eth0.raw_flags & 1, 1, "the interface is up");
         assert!(interfaces.iter().any(|interface| interface.hwAddr == "02:00:00:00:00:01" && interface.name != "eth0"));
+
+        let addresses = std::fs::read_to_string("/proc/thread-self/net/if_inet6").unwrap();
+        let flags = addresses.lines().find(|line| line.starts_with("fd00")).unwrap().split_whitespace().nth(4).unwrap();
+        assert_eq!(u8::from_str_radix(flags, 16).unwrap() & TENTATIVE, 0, "the address can be used at once");
+
+        let neighbor = ARPNeighbor {
+            toIPAddress: MessageField::some(IPAddress { address: "10.9.0.9".into(), ..Default::default() }),
+            device: "eth0".into(),
+            lladdr: "02:00:00:00:00:07".into(),
+            ..Default::default()
+        };
+        network.add_neighbors(&[neighbor.clone()]).await.unwrap();
+        network.add_neighbors(&[neighbor]).await.unwrap();
+        let known = std::fs::read_to_string("/proc/thread-self/net/arp").unwrap();
+        assert!(
+            known.lines().any(|line| line.starts_with("10.9.0.9") && line.contains("02:00:00:00:00:07")),
+            "{known}"
+        );
 
         let default = Route { gateway: "10.9.1.1".into(), device: "eth0".into(), ..Default::default() };
         let direct = Route { dest: "10.9.1.0/24".into(), device: "eth0".into(), scope: 253, ..Default::default() };

@@ -42,7 +42,12 @@ impl Policy {
     }
 
     /// Asks whether a request of the host is allowed, and applies the change of state that comes with a yes.
-    pub(crate) fn decide(&self, request: &'static str, input: serde_json::Value) -> Result<(), Denial> {
+    ///
+    /// `request` is the name of its type, `input` the request in JSON.
+    ///
+    /// # Errors
+    /// [`Denial`] if it is not, with the reason that the host is told.
+    pub fn decide(&self, request: &'static str, input: serde_json::Value) -> Result<(), Denial> {
         let no_thread = || Err(Denial::new(request, Reason::Failed("there is no thread for it".to_owned())));
         with_stack(|| self.decide_here(request, input)).unwrap_or_else(no_thread)
     }

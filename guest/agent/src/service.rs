@@ -266,10 +266,11 @@ impl agent_ttrpc::AgentService for Service {
 
     async fn update_container(&self, _: &TtrpcContext, request: UpdateContainerRequest) -> Answer<Empty> {
         self.0.admit(&request)?;
-        let limits = spec::resources(request.resources.get_or_default());
-        let limits = serde_json::from_value(limits).map_err(|e| Fault::Io("limits can't be read", e.into()))?;
         let container = self.0.container(&request.container_id)?;
-        container.cgroup().limit(&limits).map_err(|e| Fault::Io("limits can't be changed", e))?;
+        container
+            .cgroup()
+            .limit(request.resources.get_or_default())
+            .map_err(|e| Fault::Io("limits can't be changed", e))?;
         Ok(Empty::new())
     }
 

@@ -177,7 +177,7 @@ pub(crate) fn termination_log(request: &CreateContainerRequest, config: &Value) 
 }
 
 /// Limits as `config.json` has them. A negative one stands for none.
-pub(crate) fn resources(requested: &oci::LinuxResources) -> Value {
+fn resources(requested: &oci::LinuxResources) -> Value {
     let mut resources = Map::new();
     let memory = requested.Memory.get_or_default();
     if memory.Limit != 0 {

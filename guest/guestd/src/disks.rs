@@ -2,14 +2,17 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use agent::{DiskError, Disks, EncryptedDisk};
 use async_trait::async_trait;
+use data_hub::DataHub;
 use secure_mount::{Config, MountRequest, SecureMounts};
 use tokio::sync::Mutex;
 
-/// Disks that nobody can read once the guest is gone.
+/// Disks that nobody can read once the guest is gone, and the end of those that the data hub has.
 pub(crate) struct GuestDisks {
+    hub: Arc<DataHub>,
     volumes: SecureMounts,
     /// Whether the host's changes to a disk are to be noticed.
     integrity: bool,
@@ -19,9 +22,9 @@ pub(crate) struct GuestDisks {
 
 impl GuestDisks {
     /// `images` is the folder that images are unpacked to.
-    pub(crate) fn new(integrity: bool, images: PathBuf) -> Self {
+    pub(crate) fn new(hub: Arc<DataHub>, integrity: bool, images: PathBuf) -> Self {
         let volumes = SecureMounts::new(Config::default());
-        Self { volumes, integrity, images, images_moved: Mutex::new(false) }
+        Self { hub, volumes, integrity, images, images_moved: Mutex::new(false) }
     }
 
     async fn encrypt(
@@ -75,6 +78,11 @@ impl Disks for GuestDisks {
 
     async fn unmount(&self, mount_point: &Path) -> Result<(), DiskError> {
         self.volumes.unmount(mount_point).await.map_err(failed)
+    }
+
+    async fn close(&self) -> Result<(), DiskError> {
+        let (hub, own) = (self.hub.close().await, self.volumes.close().await);
+        hub.map_err(|error| DiskError(error.to_string())).and(own.map_err(failed))
     }
 }
 

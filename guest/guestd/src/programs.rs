@@ -40,7 +40,6 @@ type Entry = (&'static [&'static str], fn(std::vec::IntoIter<OsString>) -> ExitC
 const PROGRAMS: &[Entry] = &[
     (&["attestation-agent", "ttrpc-aa", "grpc-aa"], attestation_agent::program::run),
     (&["confidential-data-hub", "ttrpc-cdh", "grpc-cdh"], data_hub::program::run),
-    (&["confidential-data-hub", "ttrpc-cdh", "grpc-cdh"], data_hub::program::run),
     (&["api-server-rest"], workload_api::program::run),
 ];
 

@@ -52,7 +52,7 @@ async fn run(attester: Attester, initdata: Option<InitData>) -> Result<(), Error
         policy,
         images: Arc::new(HubImages::new(Arc::clone(&hub))),
         secrets: Some(Arc::new(HubSecrets(Arc::clone(&hub)))),
-        disks: Some(Arc::new(GuestDisks::new(integrity, images))),
+        disks: Some(Arc::new(GuestDisks::new(Arc::clone(&hub), integrity, images))),
         helper: PathBuf::from(init::PROGRAM),
         root: PathBuf::from("/run/kata-containers"),
         resolv_conf: Some(PathBuf::from(init::RESOLV_CONF)),
