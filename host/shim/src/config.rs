@@ -273,6 +273,38 @@ mod tests {
     }
 
     #[test]
+    fn the_page_about_the_shim_has_every_key_with_its_default() {
+        let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/shim.md")).unwrap();
+        // serde names the keys that it knows when it refuses one.
+        for table in ["hypervisor.qemu", "agent.kata", "runtime"] {
+            let error = Config::parse(&format!("[{table}]\nnone = 1\n")).unwrap_err().to_string();
+            let keys: Vec<_> = error.split('`').skip(3).step_by(2).collect();
+            assert!(!keys.is_empty(), "{error}");
+            for key in keys {
+                assert!(
+                    page.lines().any(|line| line.starts_with('|') && line.contains(&format!("| `{key}` |"))),
+                    "{key}"
+                );
+            }
+        }
+        let Config { hypervisor: Hypervisor { qemu }, agent, runtime } = Config::default();
+        for (key, value) in [
+            ("kernel", format!("`{}`", qemu.kernel.display())),
+            ("initrd", format!("`{}`", qemu.initrd.display())),
+            ("default_vcpus", qemu.default_vcpus.to_string()),
+            ("default_memory", qemu.default_memory.to_string()),
+            ("overhead_vcpus", qemu.overhead_vcpus.to_string()),
+            ("overhead_memory", qemu.overhead_memory.to_string()),
+            ("enable_annotations", format!("`{}`", qemu.enable_annotations.join("`, `"))),
+            ("snp_guest_policy", qemu.snp_guest_policy.to_string()),
+            ("create_container_timeout", agent.kata.create_container_timeout.to_string()),
+            ("sandbox_cgroup_only", runtime.sandbox_cgroup_only.to_string()),
+        ] {
+            assert!(page.contains(&format!("| `{key}` | {value} |")), "{key} is {value}");
+        }
+    }
+
+    #[test]
     fn what_is_wrong_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("c.toml");

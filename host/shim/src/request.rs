@@ -27,9 +27,15 @@ impl BootRequest {
     /// [`Error::Config`], [`Error::Annotation`], [`Error::Sandbox`] for an id or a size that no machine has,
     /// [`Error::Unsupported`] for a pod in the host's network.
     pub(crate) fn of_container(id: &str, spec: &Spec, kind: &Kind, options: Option<&Any>) -> Result<Self, Error> {
-        let network = match spec.network_namespace() {
+        if *kind == Kind::Sandbox {
+            for (namespace, what) in HOST_S {
+                if spec.namespace(namespace).is_none() {
+                    return Err(Error::Unsupported(what));
+                }
+            }
+        }
+        let network = match spec.namespace("network") {
             Some(path) if !path.is_empty() => PodNetwork::Namespace(path.into()),
-            None if *kind == Kind::Sandbox => return Err(Error::Unsupported("the host's network (hostNetwork)")),
             // Nobody made a network for a container alone: it still has to pull its image.
             _ => PodNetwork::User,
         };
@@ -63,7 +69,7 @@ impl BootRequest {
         pod: PodConfig,
     ) -> Result<Self, Error> {
         if namespace.is_empty() {
-            return Err(Error::Unsupported("the host's network (hostNetwork)"));
+            return Err(Error::Unsupported(HOST_S[0].1));
         }
         let limits = Limits::from_annotations(|name| annotations.get(name).map(String::as_str));
         let mut request = Self::new(id, annotations, PodNetwork::Namespace(namespace.into()), &limits, None)?;
@@ -186,9 +192,17 @@ fn resolvers(spec: &Spec) -> Option<Vec<String>> {
     Some(lines.map(str::to_owned).collect())
 }
 
+/// What a pod without a namespace of its own asks for.
+const HOST_S: [(&str, &str); 3] = [
+    ("network", "the host's network (hostNetwork)"),
+    ("pid", "the host's processes (hostPID)"),
+    ("ipc", "the host's System V objects (hostIPC)"),
+];
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     fn options(config: &str) -> (tempfile::TempDir, Any) {
         let folder = tempfile::tempdir().unwrap();
@@ -215,7 +229,7 @@ mod tests {
             r#"{{"hostname": "web", "annotations": {{"io.kubernetes.cri.sandbox-memory": "536870912",
                 "io.kubernetes.cri.sandbox-cpu-quota": "150000", "io.kubernetes.cri.sandbox-cpu-period": "100000"}},
                 "mounts": [{{"destination": "/etc/resolv.conf", "type": "bind", "source": "{}"}}],
-                "linux": {{"cgroupsPath": "/kubepods/p", "namespaces": [{{"type": "network", "path": "/netns/x"}}]}}}}"#,
+                "linux": {{"cgroupsPath": "/kubepods/p", "namespaces": [{{"type": "network", "path": "/netns/x"}}, {{"type": "pid"}}, {{"type": "ipc"}}]}}}}"#,
             resolv.display()
         ));
 
@@ -233,14 +247,19 @@ mod tests {
     }
 
     #[test]
-    fn a_container_alone_pulls_through_the_host_and_a_pod_never_uses_the_host_s_network() {
+    fn a_container_alone_pulls_through_the_host_and_a_pod_shares_nothing_with_the_host() {
         let (_folder, options) = options("");
         let alone =
             spec(r#"{"linux": {"resources": {"memory": {"limit": 268435456}}, "namespaces": [{"type": "network"}]}}"#);
         let request = BootRequest::of_container("c", &alone, &Kind::Single, Some(&options)).unwrap();
         assert_eq!((request.sandbox.network, request.sandbox.memory_mib), (PodNetwork::User, 384));
-        let pod = BootRequest::of_container("c", &spec("{}"), &Kind::Sandbox, Some(&options));
-        assert!(matches!(pod, Err(Error::Unsupported(_))));
+        let all = ["network", "pid", "ipc"];
+        for missing in all {
+            let namespaces: Vec<_> = all.iter().filter(|it| **it != missing).map(|it| json!({"type": it})).collect();
+            let pod = spec(&json!({"linux": {"namespaces": namespaces}}).to_string());
+            let refused = BootRequest::of_container("c", &pod, &Kind::Sandbox, Some(&options));
+            assert!(matches!(refused, Err(Error::Unsupported(_))), "{missing}");
+        }
     }
 
     #[test]

@@ -33,17 +33,13 @@ impl Spec {
         serde_json::from_slice(text).map_err(|error| Error::Spec(error.to_string()))
     }
 
-    /// The path of the network namespace: none where the host's is meant, empty for a new one.
-    pub fn network_namespace(&self) -> Option<&str> {
-        self.namespace("network")
-    }
-
     /// Whether the container shares the processes of its pod.
     pub fn shares_processes(&self) -> bool {
         self.namespace("pid").is_some_and(|path| !path.is_empty())
     }
 
-    fn namespace(&self, kind: &str) -> Option<&str> {
+    /// The path of a namespace: none where the host's is meant, empty for a new one.
+    pub fn namespace(&self, kind: &str) -> Option<&str> {
         self.linux.namespaces.iter().find(|it| it.kind == kind).map(|it| it.path.as_str())
     }
 }
@@ -343,7 +339,7 @@ mod tests {
     #[test]
     fn what_the_guest_needs_is_kept_and_what_is_the_host_s_is_not() {
         let spec = Spec::parse(CONFIG.as_bytes()).unwrap();
-        assert_eq!(spec.network_namespace(), Some("/var/run/netns/x"));
+        assert_eq!(spec.namespace("network"), Some("/var/run/netns/x"));
         assert!(spec.shares_processes());
 
         let process = spec.process.unwrap().into_wire();
@@ -364,7 +360,7 @@ mod tests {
     #[test]
     fn a_specification_says_little_or_nothing() {
         let spec = Spec::parse(b"{}").unwrap();
-        assert!(spec.network_namespace().is_none() && !spec.shares_processes());
+        assert!(spec.namespace("network").is_none() && !spec.shares_processes());
         assert!(Spec::parse(b"{\"mounts\": 3}").is_err());
     }
 }

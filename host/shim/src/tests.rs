@@ -83,7 +83,7 @@ impl Lab {
         let config = json!({
             "ociVersion": "1.1.0",
             "annotations": {"io.kubernetes.cri.container-type": "sandbox", "io.kubernetes.cri.sandbox-id": id},
-            "linux": {"namespaces": [{"type": "network", "path": "/run/netns/pod"}]},
+            "linux": {"namespaces": [{"type": "network", "path": "/run/netns/pod"}, {"type": "pid"}, {"type": "ipc"}]},
         });
         self.request(id, config)
     }
