@@ -14,7 +14,7 @@ use cri::ImageServiceClient;
 use futures::future::try_join_all;
 use serde_json::Value;
 use tests::node::{self, Cocoon, Containerd, Snapshotter};
-use tests::{Daemon, Image, InitDataFiles, Lab, NewerDebian, Registry};
+use tests::{Daemon, Image, InitDataFiles, Lab, NewerDebian, Registry, run};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tonic::Status;
@@ -34,7 +34,11 @@ async fn containerd_2_leaves_an_image_to_guests_whatever_happens_to_the_snapshot
 async fn a_pod_has_its_image_from_the_node_and_without_it_from_the_registry() {
     let lab = Lab::new();
     let registry = lab.registry();
-    let first = registry.push(Image::busybox(&lab, "first", "echo first; exec sleep 3600").layout(), "first");
+    let image = Image::busybox(&lab, "first", "echo first as $(id -u):$(id -g); exec sleep 3600");
+    // For users and volumes containerd looks into the image's files, which are not on the node.
+    let name = format!("{}:latest", image.layout().display());
+    run("umoci", ["config", "--image", &name, "--config.user", "1000:2000", "--config.volume", "/data"]);
+    let first = registry.push(image.layout(), "first");
     let second = registry.push(Image::busybox(&lab, "second", "echo second; exec sleep 3600").layout(), "second");
     let policy = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/policies/debug.rego"));
     let digests = [&first, &second].map(|image| image.split_once('@').unwrap().1).join("\", \"");
@@ -55,7 +59,7 @@ async fn a_pod_has_its_image_from_the_node_and_without_it_from_the_registry() {
     let pod = node.pod("cached").handler("cocoon").annotation(annotation, &initdata).run().await;
 
     // The guest has everything from the node: each blob has been downloaded once, by the node.
-    pod.container("first", &first).start().await.said("first", LIMIT).await;
+    pod.container("first", &first).start().await.said("first as 1000:2000", LIMIT).await;
     for layer in layers(&lab, "first") {
         assert_eq!(requests(&registry, &layer), 1, "{layer}: {}", registry.log());
     }
