@@ -35,6 +35,7 @@ mod management;
 mod metrics;
 mod phase;
 mod pod;
+mod pod_config;
 mod process;
 mod request;
 mod sandbox_api;

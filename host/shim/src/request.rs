@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
-use protobuf::CodedInputStream;
 use sandbox::sizing::{Limits, Sizing};
 use sandbox::{GuestFiles, PodNetwork, SandboxConfig, SandboxName};
 
+use crate::pod_config::{Field, PodConfig};
 use crate::{Config, Error, Kind, Spec};
 
 /// What a pod's machine is made of.
@@ -71,8 +71,14 @@ impl BootRequest {
         if namespace.is_empty() {
             return Err(Error::Unsupported(HOST_S[0].1));
         }
-        let limits = Limits::from_annotations(|name| annotations.get(name).map(String::as_str));
-        let mut request = Self::new(id, annotations, PodNetwork::Namespace(namespace.into()), &limits, None)?;
+        let mut annotations = annotations.clone();
+        // containerd tells them in either place.
+        for (name, value) in pod.annotations {
+            annotations.entry(name).or_insert(value);
+        }
+        let annotated = Limits::from_annotations(|name| annotations.get(name).map(String::as_str));
+        let limits = if annotated == Limits::default() { pod.limits } else { annotated };
+        let mut request = Self::new(id, &annotations, PodNetwork::Namespace(namespace.into()), &limits, None)?;
         request.sandbox.hostname = Some(pod.hostname).filter(|name| !name.is_empty());
         request.sandbox.dns = Some(pod.resolvers).filter(|lines| !lines.is_empty());
         Ok(request)
@@ -113,51 +119,13 @@ impl BootRequest {
     }
 }
 
-/// What a pod's configuration says, where no container's specification does.
-#[derive(Debug, Default, PartialEq)]
-pub(crate) struct PodConfig {
-    hostname: String,
-    resolvers: Vec<String>,
-}
-
-impl PodConfig {
-    /// Reads CRI's `PodSandboxConfig`: hostname in field 2, and in field 4 servers, searches and options.
-    pub(crate) fn parse(message: &[u8]) -> Self {
-        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap_or_default();
-        let mut pod = Self::default();
-        let (mut searches, mut options) = (Vec::new(), Vec::new());
-        for (field, value) in fields(message) {
-            match field {
-                2 => pod.hostname = text(value),
-                4 => {
-                    for (field, value) in fields(&value) {
-                        match field {
-                            1 => pod.resolvers.push(format!("nameserver {}", text(value))),
-                            2 => searches.push(text(value)),
-                            3 => options.push(text(value)),
-                            _ => {}
-                        }
-                    }
-                }
-                _ => {}
-            }
-        }
-        for (word, values) in [("search", searches), ("options", options)] {
-            if !values.is_empty() {
-                pod.resolvers.push(format!("{word} {}", values.join(" ")));
-            }
-        }
-        pod
-    }
-}
-
 /// The configuration that containerd's runtime options name or carry: `runtimeoptions.v1.Options`, with a path in field 2 and
 /// a text in field 3.
 fn of_options(options: &Any) -> Result<Config, Error> {
     if !options.type_url.ends_with("runtimeoptions.v1.Options") {
         return Config::load(None);
     }
-    let value = |wanted| fields(&options.value).into_iter().find(|(field, _)| *field == wanted).map(|(_, value)| value);
+    let value = |wanted| Field::all(&options.value).into_iter().find(|it| it.number == wanted).map(|it| it.bytes);
     let text = |bytes| String::from_utf8(bytes).map_err(|_| Error::Request("the runtime's options are no text".into()));
     if let Some(path) = value(2).filter(|path| !path.is_empty()) {
         return Config::load(Some(&PathBuf::from(text(path)?)));
@@ -166,22 +134,6 @@ fn of_options(options: &Any) -> Result<Config, Error> {
         Some(body) => Config::parse(&text(body)?),
         None => Config::load(None),
     }
-}
-
-/// The fields of a message that have a length, up to the first that can't be read.
-fn fields(message: &[u8]) -> Vec<(u32, Vec<u8>)> {
-    const LENGTH_DELIMITED: u32 = 2;
-    let mut input = CodedInputStream::from_bytes(message);
-    let mut found = Vec::new();
-    while let Ok(Some(tag)) = input.read_raw_tag_or_eof() {
-        if tag & 7 == LENGTH_DELIMITED {
-            let Ok(value) = input.read_bytes() else { break };
-            found.push((tag >> 3, value));
-        } else if tag & 7 != 0 || input.read_raw_varint64().is_err() {
-            break;
-        }
-    }
-    found
 }
 
 /// The lines of the pod's resolv.conf, from the file that containerd made for it.
@@ -260,18 +212,5 @@ mod tests {
             let refused = BootRequest::of_container("c", &pod, &Kind::Sandbox, Some(&options));
             assert!(matches!(refused, Err(Error::Unsupported(_))), "{missing}");
         }
-    }
-
-    #[test]
-    fn a_pod_s_configuration_gives_name_and_resolvers() {
-        // Metadata, hostname, log directory, and DNS, written by hand.
-        let message =
-            b"\x0a\x03\x0a\x01n\x12\x03web\x1a\x02/l\x22\x15\x0a\x0810.0.0.1\x12\x01a\x12\x01b\x1a\x01o\x38\x01";
-        let expected = PodConfig {
-            hostname: "web".into(),
-            resolvers: ["nameserver 10.0.0.1", "search a b", "options o"].map(str::to_owned).to_vec(),
-        };
-        assert_eq!(PodConfig::parse(message), expected);
-        assert_eq!(PodConfig::parse(b"\xff\xff"), PodConfig::default());
     }
 }

@@ -12,7 +12,8 @@ use ttrpc::asynchronous::{Service, TtrpcContext};
 
 use crate::Error;
 use crate::phase::Exit;
-use crate::request::{BootRequest, PodConfig};
+use crate::pod_config::PodConfig;
+use crate::request::BootRequest;
 use crate::shim::Shim;
 use crate::task::timestamp;
 

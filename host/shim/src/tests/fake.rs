@@ -244,6 +244,8 @@ pub(crate) struct FakeBoot {
     crash: watch::Sender<Option<&'static str>>,
     /// Whether machines boot, or wait.
     pub(crate) held: watch::Sender<bool>,
+    /// MiB of the last machine.
+    pub(crate) memory: watch::Sender<u32>,
     /// How many machines were booted, and how many of them have ended.
     pub(crate) machines: watch::Sender<(usize, usize)>,
 }
@@ -254,6 +256,7 @@ impl FakeBoot {
             agent,
             crash: watch::Sender::new(None),
             held: watch::Sender::new(false),
+            memory: watch::Sender::new(0),
             machines: watch::Sender::new((0, 0)),
         }
     }
@@ -265,7 +268,8 @@ impl FakeBoot {
 
 #[async_trait]
 impl Boot for FakeBoot {
-    async fn boot(&self, _: SandboxConfig) -> Result<Machine, Error> {
+    async fn boot(&self, config: SandboxConfig) -> Result<Machine, Error> {
+        self.memory.send_replace(config.memory_mib);
         drop(self.held.subscribe().wait_for(|held| !held).await.unwrap());
         let stream = UnixStream::connect(&self.agent).await.unwrap();
         let client = AgentServiceClient::new(Client::new(Socket::from(stream)));

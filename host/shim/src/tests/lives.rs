@@ -277,10 +277,20 @@ async fn a_pod_can_be_made_through_the_sandbox_api() {
     let lab = Lab::new().await;
     let sandbox = containerd_shim_protos::sandbox_async::SandboxClient::new(lab.client.clone());
     let id = || POD.to_owned();
-    let create = CreateSandboxRequest { sandbox_id: id(), netns_path: "/run/netns/x".into(), ..Default::default() };
+    // A pod's configuration with the annotation that makes the guest's memory 130 MiB.
+    let (name, value) = ("io.katacontainers.config.hypervisor.default_memory", "130");
+    let entry = [&[0x0a, name.len() as u8], name.as_bytes(), &[0x12, value.len() as u8], value.as_bytes()].concat();
+    let options = Any { value: [&[0x3a, entry.len() as u8], &entry[..]].concat(), ..Any::default() };
+    let create = CreateSandboxRequest {
+        sandbox_id: id(),
+        netns_path: "/run/netns/x".into(),
+        options: Some(options).into(),
+        ..Default::default()
+    };
     soon(sandbox.create_sandbox(Context::default(), &create)).await.unwrap();
     let start = StartSandboxRequest { sandbox_id: id(), ..Default::default() };
     assert_eq!(soon(sandbox.start_sandbox(Context::default(), &start)).await.unwrap().pid, PID);
+    assert_eq!(*lab.boot.memory.borrow(), 130);
     lab.create(lab.container("web", json!([]))).await.unwrap();
 
     let status = SandboxStatusRequest { sandbox_id: id(), ..Default::default() };
