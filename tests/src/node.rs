@@ -74,10 +74,10 @@ impl Node {
         fs::write(folder.join("cni/10-lab.conflist"), network(&folder)).unwrap();
         trust(registry, &folder);
         let pause = registry.push(Image::busybox(lab, &format!("{name}-pause"), PAUSE).layout(), "pause");
-        let handlers = cocoon.map(|cocoon| cocoon.install(&folder, version)).unwrap_or_default();
 
         let namespaces = Namespaces::new(&name);
         namespaces.relay(registry.port());
+        let handlers = cocoon.map(|cocoon| cocoon.install(&namespaces, version)).unwrap_or_default();
         let mounts = namespaces.mounts();
         let containerd = Service::start(&namespaces, version, programs, &folder, &pause, &handlers);
         let (channel, events) = connect(&namespaces).await;

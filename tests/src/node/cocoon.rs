@@ -1,9 +1,11 @@
 //! The runtime handler of confidential pods: its configuration as the page about Kubernetes has it.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use super::Containerd;
+use super::namespaces::Namespaces;
 use super::snapshotter::with_snapshotter;
 use crate::{Lab, set};
 
@@ -20,10 +22,8 @@ impl Cocoon {
     /// If they have not been built.
     #[expect(clippy::new_without_default, reason = "it reads files")]
     pub fn new() -> Self {
-        let block = toml_block(&page(), "[hypervisor.qemu]");
-        let guest = Lab::guest_image();
-        let settings = block.replace("/opt/cocoon/guest-image", guest.to_str().unwrap());
-        Self { settings: settings.parse().unwrap(), snapshotter: false }
+        let settings = toml_block(&page(), "[hypervisor.qemu]").parse().unwrap();
+        Self { settings, snapshotter: false }
     }
 
     /// Changes a key, by its path with dots.
@@ -37,20 +37,22 @@ impl Cocoon {
         Self { snapshotter: true, ..self }
     }
 
-    /// Writes the shim's configuration into a folder, and returns what containerd's configuration needs at its end.
-    pub(super) fn install(&self, folder: &Path, version: Containerd) -> String {
-        let configuration = folder.join("cocoon.toml");
-        fs::write(&configuration, self.settings.to_string()).unwrap();
+    /// Installs programs, guest image and configuration on a node where the page has them, and returns what containerd's
+    /// configuration needs at its end.
+    pub(super) fn install(&self, namespaces: &Namespaces, version: Containerd) -> String {
+        let (opt, etc) = (namespaces.path("/opt/cocoon"), namespaces.path("/etc/cocoon"));
+        fs::create_dir_all(opt.join("bin")).unwrap();
+        fs::create_dir_all(&etc).unwrap();
+        symlink(Lab::program(SHIM), opt.join("bin").join(SHIM)).unwrap();
+        symlink(Lab::guest_image(), opt.join("guest-image")).unwrap();
+        fs::write(etc.join("configuration.toml"), self.settings.to_string()).unwrap();
+
         let handler = toml_block(&page(), &format!("[{}.containerd.runtimes.cocoon]", version.runtime_table()));
         let (_, handler) = handler.split_once("\n\n").unwrap();
-        let shim = Lab::program(SHIM);
         let handler = match self.snapshotter {
             true => with_snapshotter(handler, version),
             false => handler.to_owned(),
         };
-        let handler = handler
-            .replace("/opt/cocoon/bin/containerd-shim-cocoon-v2", shim.to_str().unwrap())
-            .replace("/etc/cocoon/configuration.toml", configuration.to_str().unwrap());
         match version {
             Containerd::V1 => handler,
             Containerd::V2 => format!("{handler}\n{}", with_sandboxer(&handler)),
@@ -58,11 +60,11 @@ impl Cocoon {
     }
 }
 
-/// The same handler as `cocoon-sandbox`, whose pods the shim makes by containerd's sandbox service and not by a container.
+/// The same handler as `cocoon-sandbox`, whose pods the shim makes by containerd's sandbox service and not by a container. It
+/// may have no options.
 fn with_sandboxer(handler: &str) -> String {
-    let pods = handler.split("[proxy_plugins").next().unwrap();
-    let named = pods.replace("runtimes.cocoon", "runtimes.cocoon-sandbox");
-    named.replacen("runtime_path", "sandboxer = \"shim\"\nruntime_path", 1)
+    let table = handler.split("\n\n").next().unwrap();
+    format!("{}\nsandboxer = \"shim\"\n", table.replace("runtimes.cocoon]", "runtimes.cocoon-sandbox]"))
 }
 
 fn page() -> String {

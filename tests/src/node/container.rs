@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use cri::{
     ContainerConfig, ContainerMetadata, ContainerState, ContainerStatus, ContainerStatusRequest,
-    CreateContainerRequest, Int64Value, KeyValue, LinuxContainerConfig, LinuxContainerResources,
+    CreateContainerRequest, Device, Int64Value, KeyValue, LinuxContainerConfig, LinuxContainerResources,
     LinuxContainerSecurityContext, Mount, NamespaceMode, NamespaceOption,
 };
 use tonic::Status;
@@ -78,6 +78,16 @@ impl<'a> ContainerSpec<'a> {
             host_path: host.to_str().unwrap().to_owned(),
             readonly,
             ..Default::default()
+        });
+        self
+    }
+
+    /// A device of the host at a path of its own, to be read and written.
+    pub fn device(mut self, host: &str, container: &str) -> Self {
+        self.config.devices.push(Device {
+            container_path: container.to_owned(),
+            host_path: host.to_owned(),
+            permissions: "rw".to_owned(),
         });
         self
     }

@@ -123,7 +123,9 @@ impl Service {
 fn serve(namespaces: &Namespaces, programs: &Path, configuration: &Path) -> Daemon {
     let mut command: Command = namespaces.command(programs.join("containerd"));
     // Proxies of the machine are none of the laboratory's.
-    command.env_clear().env("PATH", format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", programs.display()));
+    // For the sandbox service containerd does not look at a handler's runtime_path.
+    let path = format!("{}:/opt/cocoon/bin:/usr/sbin:/usr/bin:/sbin:/bin", programs.display());
+    command.env_clear().env("PATH", path);
     let process = Daemon::start(command.arg("--config").arg(configuration));
     process.wait_for("containerd successfully booted", LIMIT);
     process

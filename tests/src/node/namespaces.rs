@@ -15,8 +15,8 @@ use crate::lab::HOST_IN_GUEST;
 
 /// The namespaces, held by their first process, which ends with this value or with the program that owns it.
 ///
-/// `/run` is a memory file system of the node's own, so that sockets, sandboxes' folders and pods' network namespaces
-/// are neither seen nor left on the host.
+/// `/run` and `/opt` are memory file systems of the node's own, and what it writes to `/etc` is its own too, so that sockets,
+/// sandboxes' folders, pods' network namespaces and what is installed are neither seen nor left on the host.
 pub(crate) struct Namespaces {
     holder: Child,
     /// The first process, as the host numbers it.
@@ -118,6 +118,9 @@ impl Drop for Namespaces {
 const SET_UP: &str = "
 hostname \"$1\"
 mount -t tmpfs -o mode=755 tmpfs /run
+mkdir /run/etc /run/etc-work
+mount -t overlay -o lowerdir=/etc,upperdir=/run/etc,workdir=/run/etc-work overlay /etc
+mount -t tmpfs -o mode=755 tmpfs /opt
 ip link set lo up
 ip address add \"$2/32\" dev lo
 echo 1 > /proc/sys/net/ipv4/ip_forward

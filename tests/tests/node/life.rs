@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tests::node::Containerd;
 
-use crate::ground::{Ground, LIMIT, versions};
+use crate::ground::{ECHO, Ground, LIMIT, versions};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn containers_come_and_go_while_their_pod_stays() {
@@ -120,6 +120,28 @@ async fn streams_reach_a_container_through_the_newer_containerd() {
     assert_eq!(shell.ended(LIMIT).await.exit_code, 6);
 
     pod.remove().await;
+    ground.expect_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_reach_each_other_whoever_made_them() {
+    let Some(ground) = Ground::new(Containerd::V2).await else { return };
+    // The one by containerd's sandbox service, the other by a container.
+    let server = ground.pod("server").handler("cocoon-sandbox").run().await;
+    let echo = server.container("echo", &ground.image).script(ECHO).start().await;
+    echo.said("serving", LIMIT).await;
+    let client = ground.pod("client").run().await;
+    let shell = client.container("shell", &ground.image).script("exec sleep 3600").start().await;
+
+    for address in server.addresses().await {
+        let answer = shell.exec(&["sh", "-c", &format!("echo ping | busybox nc {address} 8080")]).await;
+        assert_eq!(answer.stdout, "ping\n", "{address}");
+    }
+    assert_eq!(echo.exec(&["hostname"]).await.stdout, "server\n");
+
+    server.remove().await;
+    assert!(shell.is_running().await);
+    client.remove().await;
     ground.expect_clean().await;
 }
 

@@ -135,6 +135,29 @@ async fn containers_share_what_the_pod_says() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_has_a_disk_of_the_node() {
+    for version in versions() {
+        let Some(ground) = Ground::new(version).await else { return };
+        let pod = ground.pod("disk").run().await;
+        let file = ground.lab.file("disk", "written by the node".to_owned() + &" ".repeat((4 << 20) - 19));
+        let device = run("losetup", ["--find", "--show", file.to_str().unwrap()]).trim().to_owned();
+        let container = pod.container("disk", &ground.image).script("exec sleep 3600").device(&device, "/dev/xvda");
+        let container = container.create().await.unwrap();
+        let started = container.start().await;
+        // It stays until the last who has it open is gone.
+        run("losetup", ["--detach", &device]);
+        started.unwrap();
+
+        let write = "busybox head -c 19 /dev/xvda; echo -n 'written by the pod ' | busybox dd of=/dev/xvda conv=fsync 2>/dev/null";
+        assert_eq!(container.exec(&["sh", "-c", write]).await.stdout, "written by the node");
+        assert!(fs::read_to_string(&file).unwrap().starts_with("written by the pod "));
+
+        pod.remove().await;
+        ground.expect_clean().await;
+    }
+}
+
 /// A volume as a kubelet writes it: a link to a folder with what is current, swapped at each change.
 struct ConfigMap {
     folder: PathBuf,
