@@ -1,0 +1,248 @@
+//! The node's containerd: its program, its version, and what it would make of a configuration.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::UNIX_EPOCH;
+use std::{fs, io};
+
+use toml::{Table, Value};
+
+use crate::configuration::{ANNOTATIONS, CRI, Configuration, Format, Handlers, PROXY, RUNTIME};
+use crate::error::Error;
+use crate::journal::{Change, Entry};
+use crate::processes::{Process, file_of};
+use crate::root::{CONTAINERD, CURRENT, DROP_IN, Root};
+use crate::state::Edits;
+use crate::versions::Versions;
+
+/// An installed containerd.
+#[derive(Debug)]
+pub(crate) struct Containerd {
+    program: PathBuf,
+    pub(crate) version: String,
+}
+
+impl Containerd {
+    /// The node's containerd.
+    ///
+    /// # Errors
+    /// [`Error::NoContainerd`], [`Error::OldContainerd`], [`Error::Containerd`] if it does not say its version.
+    pub(crate) fn find(root: &Root) -> Result<Self, Error> {
+        let found = PROGRAMS.iter().map(|path| root.at(path)).find(|path| path.exists());
+        let program = found.ok_or_else(|| Error::NoContainerd(PROGRAMS.join(", ")))?;
+        // "containerd github.com/containerd/containerd 1.7.24 <commit>"
+        let answer = ask(&program, &["--version"])?;
+        let version = answer.split_whitespace().nth(2).unwrap_or_default().trim_start_matches('v').to_owned();
+        let containerd = Self { program, version };
+        match containerd.numbers() {
+            Some(numbers) if numbers >= OLDEST => Ok(containerd),
+            Some(_) => Err(Error::OldContainerd(containerd.version)),
+            None => Err(containerd.unclear(format!("{:?} when asked for its version", answer.trim()))),
+        }
+    }
+
+    /// What has to be written for these handlers. Nothing has been written yet, and containerd has read it.
+    ///
+    /// # Errors
+    /// [`Error::Configuration`], [`Error::Taken`], [`Error::Rehearsal`], [`Error::Containerd`], [`Error::File`].
+    pub(crate) fn plan(&self, root: &Root, handlers: &Handlers, edits: &mut Edits) -> Result<Vec<Change>, Error> {
+        let present = main(root)?;
+        edits.created |= present.is_none();
+        let mut configuration = Configuration::parse(present.as_deref().unwrap_or_default(), self.format())?;
+        let before = present.is_some().then(|| self.dump(root, &configuration, None)).transpose()?;
+        let drop_in = configuration.add(handlers, edits)?;
+        let after = self.dump(root, &configuration, drop_in.as_deref())?;
+        compare(before.as_ref(), &after, &handlers.names())?;
+
+        let imported = match drop_in {
+            Some(text) => Change::file(root, DROP_IN, text)?,
+            None => Change::removal(root, DROP_IN)?,
+        };
+        // What imports comes after what is imported.
+        Ok(vec![imported, Change::file(root, CONTAINERD, configuration.text())?])
+    }
+
+    /// Whether it runs with a configuration that is older than the file.
+    pub(crate) fn is_outdated(&self, root: &Root) -> bool {
+        let changed = [CONTAINERD, DROP_IN].iter().filter_map(|path| {
+            let time = fs::metadata(root.at(path)).and_then(|file| file.modified()).ok()?;
+            Some(time.duration_since(UNIX_EPOCH).ok()?.as_secs())
+        });
+        let changed = changed.max().unwrap_or_default();
+        self.process().and_then(|process| process.started()).is_some_and(|started| started < changed)
+    }
+
+    /// Its process, if it runs.
+    pub(crate) fn process(&self) -> Option<Process> {
+        let file = file_of(&self.program)?;
+        Process::all().into_iter().find(|process| process.file == file)
+    }
+
+    fn format(&self) -> Format {
+        match self.numbers() {
+            Some((1, _)) => Format::V2,
+            _ => Format::V3,
+        }
+    }
+
+    fn numbers(&self) -> Option<(u32, u32)> {
+        let mut parts = self.version.split('.');
+        Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+    }
+
+    /// What containerd has once it has read a configuration, with one more file imported.
+    fn dump(&self, root: &Root, configuration: &Configuration, drop_in: Option<&str>) -> Result<Table, Error> {
+        let folder = Versions(root).draft()?;
+        let (main, imported) = (folder.join("config.toml"), folder.join("drop-in.toml"));
+        // From where it is now, it has to look for its imports where they will be.
+        let home = Path::new(CONTAINERD).with_file_name("");
+        let imports = configuration.imports().into_iter();
+        let mut imports: Vec<String> =
+            imports.map(|import| root.at(home.join(import)).to_string_lossy().into_owned()).collect();
+        if let Some(text) = drop_in {
+            fs::write(&imported, text).map_err(Error::file("rehearsal", &imported))?;
+            imports.push(imported.to_string_lossy().into_owned());
+        }
+        fs::write(&main, configuration.importing(imports)).map_err(Error::file("rehearsal", &main))?;
+        let dump = ask(&self.program, &["--config", &main.to_string_lossy(), "config", "dump"]);
+        Versions(root).remove_draft()?;
+        dump?.parse().map_err(|error: toml::de::Error| self.unclear(error.message().to_owned()))
+    }
+
+    fn unclear(&self, reason: String) -> Error {
+        Error::Containerd { program: self.program.clone(), reason }
+    }
+}
+
+/// What has to be written so that containerd knows none of our handlers any more.
+///
+/// # Errors
+/// [`Error::Configuration`], [`Error::File`].
+pub(crate) fn removal(root: &Root, edits: Edits) -> Result<Vec<Change>, Error> {
+    let mut changes = Vec::new();
+    if let Some(text) = main(root)? {
+        match Configuration::parse(&text, Format::V3)?.remove(edits) {
+            Some(text) => changes.push(Change::file(root, CONTAINERD, text)?),
+            None => changes.push(Change::removal(root, CONTAINERD)?),
+        }
+    }
+    changes.push(Change::removal(root, DROP_IN)?);
+    Ok(changes)
+}
+
+/// The main configuration, if there is one.
+pub(crate) fn main(root: &Root) -> Result<Option<String>, Error> {
+    let Some(entry) = Entry::at(&root.at(CONTAINERD))? else { return Ok(None) };
+    entry.text().map(|text| Some(text.to_owned())).ok_or_else(|| Error::Configuration {
+        path: CONTAINERD.into(),
+        reason: "it is a link, and whoever made it would find it replaced".to_owned(),
+        next: "put a file there",
+    })
+}
+
+/// The handlers of ours that the files would have containerd know, without asking it.
+pub(crate) fn handlers(root: &Root) -> Result<Vec<String>, Error> {
+    let drop_in = Entry::at(&root.at(DROP_IN))?;
+    let texts = [main(root)?, drop_in.as_ref().and_then(Entry::text).map(str::to_owned)];
+    let mut names = Vec::new();
+    for text in texts.into_iter().flatten() {
+        let Ok(table) = text.parse::<Table>() else { continue };
+        let runtimes = runtimes(&table).into_iter().filter(|(_, path)| Path::new(path).starts_with(CURRENT));
+        names.extend(runtimes.map(|(name, _)| name));
+    }
+    names.sort();
+    names.dedup();
+    Ok(names)
+}
+
+/// Names of handlers and paths of their programs.
+fn runtimes(table: &Table) -> Vec<(String, String)> {
+    let of = |plugin: &str| table.get("plugins")?.get(plugin)?.get("containerd")?.get("runtimes")?.as_table().cloned();
+    let tables = [CRI, RUNTIME].into_iter().filter_map(of).flatten();
+    let path = |table: &Value| table.get("runtime_path").and_then(Value::as_str).unwrap_or_default().to_owned();
+    tables.map(|(name, table)| (name, path(&table))).collect()
+}
+
+/// Refuses what would change anything of somebody else's, and what would not have our handlers.
+fn compare(before: Option<&Table>, after: &Table, handlers: &[String]) -> Result<(), Error> {
+    let known = before.map(runtimes).unwrap_or_default();
+    if let Some((handler, owner)) =
+        known.into_iter().find(|(name, path)| handlers.contains(name) && !Path::new(path).starts_with(CURRENT))
+    {
+        return Err(Error::Taken { handler, owner });
+    }
+    let found = runtimes(after);
+    if let Some(missing) = handlers.iter().find(|name| !found.iter().any(|(found, _)| found == *name)) {
+        return Err(Error::Rehearsal(format!("no handler {missing}")));
+    }
+    let Some(before) = before else { return Ok(()) };
+    match difference(before, after, handlers) {
+        Some(path) => Err(Error::Rehearsal(format!("another value for {path}"))),
+        None => Ok(()),
+    }
+}
+
+/// Where two tables differ in what is not ours.
+fn difference(before: &Table, after: &Table, handlers: &[String]) -> Option<String> {
+    let empty = Table::new();
+    let ours = |key: &str| {
+        key == "imports" || key == ANNOTATIONS || key == PROXY || handlers.iter().any(|name| name == key) || is_old(key)
+    };
+    let keys = before.keys().chain(after.keys().filter(|key| !before.contains_key(*key)));
+    keys.filter(|key| !ours(key)).find_map(|key| {
+        let path = match (before.get(key), after.get(key)) {
+            (Some(Value::Table(before)), Some(Value::Table(after))) => difference(before, after, handlers)?,
+            (Some(Value::Table(before)), None) => difference(before, &empty, handlers)?,
+            (None, Some(Value::Table(after))) => difference(&empty, after, handlers)?,
+            (before, after) if before == after => return None,
+            _ => String::new(),
+        };
+        Some(if path.is_empty() { key.clone() } else { format!("{key}.{path}") })
+    })
+}
+
+/// Whether it is the handler of a class that another version has.
+fn is_old(key: &str) -> bool {
+    crate::class::CLASSES.iter().any(|class| class.handler() == key)
+}
+
+fn ask(program: &Path, arguments: &[&str]) -> Result<String, Error> {
+    let refused = |reason: String| Error::Containerd { program: program.to_owned(), reason };
+    let mut command = Command::new(program);
+    command.args(arguments).env_clear().stdin(Stdio::null());
+    let output = command.output().map_err(|error: io::Error| refused(error.to_string()))?;
+    match output.status.success() {
+        true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+        false => Err(refused(String::from_utf8_lossy(&output.stderr).trim().to_owned())),
+    }
+}
+
+const PROGRAMS: [&str; 2] = ["/usr/bin/containerd", "/usr/local/bin/containerd"];
+const OLDEST: (u32, u32) = (1, 7);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(text: &str) -> Table {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn what_is_somebody_else_s_must_stay_as_it_is() {
+        let before = table("version = 2\nimports = [\"a\"]\n[plugins.p]\nkey = 1\n[plugins.p.inner]\nx = true\n");
+        for (after, different) in [
+            (
+                "version = 2\n[plugins.p]\nkey = 1\ndisable_snapshot_annotations = false\n[plugins.p.inner]\nx = true\n",
+                None,
+            ),
+            ("version = 2\n[plugins.p]\nkey = 1\n[plugins.p.inner]\nx = true\n[plugins.q.kata-x]\ny = 1\n", None),
+            ("version = 2\n[plugins.p]\nkey = 2\n[plugins.p.inner]\nx = true\n", Some("plugins.p.key")),
+            ("version = 2\n[plugins.p]\nkey = 1\n", Some("plugins.p.inner.x")),
+            ("version = 2\n[plugins.p]\nkey = 1\n[plugins.p.inner]\nx = true\nz = 1\n", Some("plugins.p.inner.z")),
+        ] {
+            let found = difference(&before, &table(after), &["kata-x".to_owned()]);
+            assert_eq!(found.as_deref(), different, "{after}");
+        }
+    }
+}
