@@ -1,5 +1,5 @@
 //! `cocoon`: runs confidential pods, and makes what they need: initdata, encrypted and signed images, sealed secrets, the
-//! guest image.
+//! guest image. And it installs all that on a node and looks after it.
 
 #![forbid(unsafe_code)]
 
@@ -8,6 +8,8 @@ mod guest_image;
 mod image;
 mod initdata;
 mod key_provider;
+mod node;
+mod ps;
 mod run;
 mod secret;
 
@@ -46,6 +48,13 @@ enum Command {
     /// Build the kernel and initramfs that guests boot.
     #[command(subcommand)]
     GuestImage(guest_image::Command),
+    /// Install on this node what pods need, and find out what is wrong with it.
+    #[command(subcommand)]
+    Node(node::Command),
+    /// List the pods on this node.
+    Ps(ps::Arguments),
+    /// Print what a pod's shim counts, in Prometheus' text form.
+    Metrics(ps::Metrics),
 }
 
 fn main() -> ExitCode {
@@ -74,6 +83,9 @@ fn execute(command: Command) -> Outcome {
             Command::Secret(command) => secret::secret(command),
             Command::Initdata(command) => initdata::initdata(command),
             Command::GuestImage(command) => guest_image::guest_image(command),
+            Command::Node(command) => node::node(command).await,
+            Command::Ps(arguments) => ps::ps(arguments),
+            Command::Metrics(arguments) => ps::metrics(arguments).await,
         }
     });
     // A read of standard input can't be taken back, and is not to be waited for.
