@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sandbox::AttachedDisk;
@@ -19,6 +20,8 @@ pub(crate) struct Container {
     pub(crate) init: Arc<Process>,
     /// Where Kubernetes reads its last words.
     pub(crate) termination_log: Option<PathBuf>,
+    /// How often in a row it could not be killed.
+    survived: AtomicU32,
     execs: Mutex<HashMap<String, Arc<Process>>>,
     held: Mutex<Held>,
 }
@@ -32,8 +35,8 @@ pub(crate) struct Held {
 
 impl Container {
     pub(crate) fn new(id: String, bundle: String, kind: Kind, init: Process, termination_log: Option<PathBuf>) -> Self {
-        let (execs, held) = (Mutex::default(), Mutex::default());
-        Self { id, bundle, kind, init: Arc::new(init), termination_log, execs, held }
+        let (survived, execs, held) = (AtomicU32::new(0), Mutex::default(), Mutex::default());
+        Self { id, bundle, kind, init: Arc::new(init), termination_log, survived, execs, held }
     }
 
     /// The process of this name; the first one's is empty.
@@ -46,6 +49,11 @@ impl Container {
         }
         let missing = || Error::NotFound(format!("process {exec} of container {}", self.id));
         lock(&self.execs).get(exec).cloned().ok_or_else(missing)
+    }
+
+    /// Notes that it could not be killed, and tells whether that is no accident any more.
+    pub(crate) fn survives(&self) -> bool {
+        self.survived.fetch_add(1, Ordering::Relaxed) > 0
     }
 
     /// Adds an exec.

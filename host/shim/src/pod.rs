@@ -184,7 +184,7 @@ impl Pod {
         Ok(pid)
     }
 
-    /// Sends a signal. A machine whose guest doesn't take it is ended, where the signal is meant for the machine.
+    /// Sends a signal.
     pub(crate) async fn kill(&self, request: &KillRequest) -> Result<(), Error> {
         let (container, process) = self.process(&request.id, &request.exec_id)?;
         let gone = || Error::NotFound(format!("{} has ended: it is", name(&process.id)));
@@ -198,18 +198,20 @@ impl Pod {
             ..SignalProcessRequest::default()
         };
         let Err(error) = self.guest.signal_process(signal).await else { return Ok(()) };
-        let whole = container.kind.owns_machine() && request.exec_id.is_empty();
         match error {
-            // The guest may refuse, and its machine ends all the same.
-            error if whole && request.signal == KILL => {
-                tracing::warn!(id = %request.id, %error, "the guest didn't take a signal, and its machine is ended");
-                self.machine.stop().await;
-                Ok(())
-            }
-            Error::Guest { code: ttrpc::Code::NOT_FOUND, .. } => Err(gone()),
-            Error::Closed { .. } if self.machine.end().is_some() => Err(gone()),
-            error => Err(error),
+            Error::Guest { code: ttrpc::Code::NOT_FOUND, .. } => return Err(gone()),
+            Error::Closed { .. } if self.machine.end().is_some() => return Err(gone()),
+            _ => {}
         }
+        // The guest may be stuck or refuse. Its machine ends all the same: at once where that was meant, and at the second
+        // attempt where a container was, since containerd removes no pod before it has killed all of them.
+        let mortal = request.signal == KILL && request.exec_id.is_empty();
+        if mortal && (container.kind.owns_machine() || container.survives()) {
+            tracing::warn!(id = %request.id, %error, "the guest doesn't kill, and its machine is ended");
+            self.machine.stop().await;
+            return Ok(());
+        }
+        Err(error)
     }
 
     /// Removes a container that has ended or was never started, or an exec.

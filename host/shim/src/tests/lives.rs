@@ -203,14 +203,20 @@ async fn when_the_machine_dies_all_processes_have_ended_and_the_pod_can_be_remov
 }
 
 #[tokio::test]
-async fn a_guest_that_takes_no_signal_doesn_t_keep_its_machine() {
-    let lab = Lab::with_pod().await;
-    lab.create(lab.container("web", json!([]))).await.unwrap();
-    lab.agent.deny("SignalProcess");
-    assert_eq!(code(lab.kill("web", "", 9).await.unwrap_err()).0, ttrpc::Code::PERMISSION_DENIED);
-    lab.kill(POD, "", 9).await.unwrap();
-    assert_eq!(lab.wait("web", "").await.unwrap(), 137);
-    assert_eq!(*lab.boot.machines.borrow(), (1, 1));
+async fn a_guest_that_kills_nobody_doesn_t_keep_its_machine() {
+    for (victim, attempts) in [(POD, 1), ("web", 2)] {
+        let lab = Lab::with_pod().await;
+        lab.create(lab.container("web", json!([]))).await.unwrap();
+        lab.agent.deny("SignalProcess");
+        assert_eq!(code(lab.kill(victim, "", 15).await.unwrap_err()).0, ttrpc::Code::PERMISSION_DENIED);
+        for _ in 1..attempts {
+            assert_eq!(code(lab.kill(victim, "", 9).await.unwrap_err()).0, ttrpc::Code::PERMISSION_DENIED);
+        }
+        assert_eq!(*lab.boot.machines.borrow(), (1, 0));
+        lab.kill(victim, "", 9).await.unwrap();
+        assert_eq!(lab.wait("web", "").await.unwrap(), 137);
+        assert_eq!(*lab.boot.machines.borrow(), (1, 1));
+    }
 }
 
 #[tokio::test]
