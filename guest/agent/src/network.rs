@@ -395,8 +395,9 @@ mod tests {
             lladdr: "02:00:00:00:00:07".into(),
             ..Default::default()
         };
-        network.add_neighbors(&[neighbor.clone()]).await.unwrap();
-        network.add_neighbors(&[neighbor]).await.unwrap();
+        for _ in 0..2 {
+            network.add_neighbors(std::slice::from_ref(&neighbor)).await.unwrap();
+        }
         let known = std::fs::read_to_string("/proc/thread-self/net/arp").unwrap();
         assert!(
             known.lines().any(|line| line.starts_with("10.9.0.9") && line.contains("02:00:00:00:00:07")),
