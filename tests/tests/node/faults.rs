@@ -1,6 +1,9 @@
 //! What a node does when parts of a confidential pod end that should not.
 
+use std::fs;
 use std::time::Duration;
+
+use tests::node::Containerd;
 
 use crate::ground::{Ground, LIMIT, versions};
 
@@ -56,6 +59,46 @@ async fn a_pod_whose_shim_was_killed_can_be_removed() {
         pod.remove().await;
         ground.expect_clean().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_whose_image_is_broken_leaves_room_for_the_next() {
+    for version in versions() {
+        let Some(ground) = Ground::new(version).await else { return };
+        let pod = ground.pod("broken").run().await;
+        // The node has the image whole, so this shows as well that the guest does not take it from there.
+        let layout = ground.lab.path().join("app");
+        ground.registry.corrupt_layers(&layout);
+
+        let app = pod.container("app", &ground.image).create().await.unwrap();
+        let refused = app.start().await.unwrap_err();
+        let message = refused.message();
+        assert!(message.contains("layer 0") && message.contains("next:") && message.len() < 4096, "{message}");
+
+        // The same again makes it whole.
+        ground.registry.corrupt_layers(&layout);
+        let again = pod.container("app", &ground.image).attempt(1).start().await;
+        again.said("the image", LIMIT).await;
+        app.remove().await.unwrap();
+        assert!(again.is_running().await);
+        pod.remove().await;
+        ground.expect_clean().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_does_not_boot_says_why() {
+    let Some(ground) = Ground::new(Containerd::V1).await else { return };
+    let broken = ground.lab.file("initramfs", "no archive");
+    let configuration = ground.node.path("/etc/cocoon/configuration.toml");
+    let text = fs::read_to_string(&configuration).unwrap();
+    fs::write(&configuration, text.replace("/opt/cocoon/guest-image/initramfs", broken.to_str().unwrap())).unwrap();
+
+    let refused = ground.pod("broken").try_run().await.err().unwrap();
+
+    let message = refused.message();
+    assert!(message.contains("kernel panic: VFS: Unable to mount root fs") && message.contains("next:"), "{message}");
+    ground.expect_clean().await;
 }
 
 /// Long before anybody would have asked.
