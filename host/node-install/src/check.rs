@@ -65,7 +65,7 @@ impl Node {
     fn installation(&self) -> Finding {
         let name = "installation";
         match self.status() {
-            Err(error) => Finding::failure(name, error.to_string(), "put that file right"),
+            Err(error) => Finding::of(Verdict::Failure, name, &error, "put that file right"),
             Ok(status) => match (status.interrupted, status.current) {
                 (Some(operation), _) => Finding::failure(
                     name,
@@ -121,7 +121,7 @@ impl Node {
         };
         match GuestImage::open(&versions.folder(&current).join("share/guest-image")) {
             Ok(image) => Finding::good(name, format!("whole, with kernel {}", image.manifest.kernel_release)),
-            Err(error) => Finding::failure(name, error.to_string(), "install the release again on a sound disk"),
+            Err(error) => Finding::of(Verdict::Failure, name, &error, "install the release again"),
         }
     }
 
@@ -129,12 +129,12 @@ impl Node {
         let name = "containerd";
         let containerd = match Containerd::find(&self.root) {
             Ok(containerd) => containerd,
-            Err(error) => return Finding::failure(name, error.to_string(), "install containerd 1.7 or newer"),
+            Err(error) => return Finding::of(Verdict::Failure, name, &error, "install containerd 1.7 or newer"),
         };
         let version = &containerd.version;
         let handlers = match crate::containerd::handlers(&self.root) {
             Ok(handlers) => handlers.join(", "),
-            Err(error) => return Finding::failure(name, error.to_string(), "put that file right"),
+            Err(error) => return Finding::of(Verdict::Failure, name, &error, "put that file right"),
         };
         if handlers.is_empty() {
             let found = format!("{version}; its configuration has no handler of ours");
@@ -203,16 +203,19 @@ async fn kvm(needed: bool) -> Finding {
     let name = "KVM";
     match probe(Preference::Kvm).await {
         Ok(_) => Finding::good(name, "it runs a guest".to_owned()),
-        Err(error) if needed => Finding::failure(name, error.to_string(), "use a machine with KVM: TEEs need it"),
-        Err(error) => Finding::warning(
-            name,
-            error.to_string(),
-            "use a machine with KVM; without it pods are emulated, 4 to 10 times slower",
-        ),
+        Err(error) if needed => Finding::of(Verdict::Failure, name, &error, "use a machine with KVM"),
+        Err(error) => Finding::of(Verdict::Warning, name, &error, "use a machine with KVM"),
     }
 }
 
 impl Finding {
+    /// An error as a finding. Most say themselves what is next.
+    fn of(verdict: Verdict, name: &str, error: &impl fmt::Display, next: &str) -> Self {
+        let text = error.to_string();
+        let (found, next) = text.rsplit_once("; next: ").unwrap_or((&text, next));
+        Self { name: name.to_owned(), verdict, found: found.to_owned(), next: Some(next.to_owned()) }
+    }
+
     fn good(name: &str, found: String) -> Self {
         Self { name: name.to_owned(), verdict: Verdict::Good, found, next: None }
     }

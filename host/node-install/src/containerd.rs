@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::UNIX_EPOCH;
 use std::{fs, io};
 
 use toml::{Table, Value};
@@ -10,7 +9,7 @@ use toml::{Table, Value};
 use crate::configuration::{ANNOTATIONS, CRI, Configuration, Format, Handlers, PROXY, RUNTIME};
 use crate::error::Error;
 use crate::journal::{Change, Entry};
-use crate::processes::{Process, file_of};
+use crate::processes::{PRECISION, Process, file_of};
 use crate::root::{CONTAINERD, CURRENT, DROP_IN, Root};
 use crate::state::Edits;
 use crate::versions::Versions;
@@ -64,12 +63,10 @@ impl Containerd {
 
     /// Whether it runs with a configuration that is older than the file.
     pub(crate) fn is_outdated(&self, root: &Root) -> bool {
-        let changed = [CONTAINERD, DROP_IN].iter().filter_map(|path| {
-            let time = fs::metadata(root.at(path)).and_then(|file| file.modified()).ok()?;
-            Some(time.duration_since(UNIX_EPOCH).ok()?.as_secs())
-        });
-        let changed = changed.max().unwrap_or_default();
-        self.process().and_then(|process| process.started()).is_some_and(|started| started < changed)
+        let files = [CONTAINERD, DROP_IN].iter();
+        let changed = files.filter_map(|path| fs::metadata(root.at(path)).and_then(|file| file.modified()).ok()).max();
+        let started = self.process().and_then(|process| process.started());
+        changed.zip(started).is_some_and(|(changed, started)| started + PRECISION < changed)
     }
 
     /// Its process, if it runs.

@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::time::{Duration, SystemTime};
 
 /// A process, as `/proc` has it.
 #[derive(Debug)]
@@ -33,19 +34,39 @@ impl Process {
         self.command.get(at + 1).map(String::as_str)
     }
 
-    /// When it was started, in seconds since 1970.
-    pub(crate) fn started(&self) -> Option<u64> {
+    /// When it was started, give or take [`PRECISION`].
+    pub(crate) fn started(&self) -> Option<SystemTime> {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).ok()?;
         // The name may hold anything; the 22nd field counts hundredths of a second since the machine was started.
         let (_, fields) = stat.rsplit_once(')')?;
         let ticks: u64 = fields.split_ascii_whitespace().nth(19)?.parse().ok()?;
-        let system = fs::read_to_string("/proc/stat").ok()?;
-        let boot: u64 = system.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()?;
-        Some(boot + ticks / 100)
+        let uptime = fs::read_to_string("/proc/uptime").ok()?;
+        let uptime = Duration::try_from_secs_f64(uptime.split_whitespace().next()?.parse().ok()?).ok()?;
+        SystemTime::now().checked_sub(uptime.checked_sub(Duration::from_millis(ticks * 10)).unwrap_or_default())
     }
 }
 
 /// What identifies a file: its device and number.
 pub(crate) fn file_of(path: &Path) -> Option<(u64, u64)> {
     fs::metadata(path).ok().map(|file| (file.dev(), file.ino()))
+}
+
+/// Two clocks are read, one after the other, and one counts hundredths of a second.
+pub(crate) const PRECISION: Duration = Duration::from_millis(100);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    #[test]
+    fn a_process_was_started_when_it_was() {
+        let before = SystemTime::now();
+        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let after = SystemTime::now();
+        let started = Process::of(child.id()).unwrap().started().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(started + PRECISION >= before && started <= after + PRECISION, "{before:?} {started:?} {after:?}");
+    }
 }
