@@ -67,6 +67,7 @@ impl Node {
         if !nix::unistd::geteuid().is_root() {
             return Err("namespaces take root".to_owned());
         }
+        remove_groups(is_orphan);
         let programs = version.programs()?;
         let name = format!("node-{}-{}", std::process::id(), NODES.fetch_add(1, Ordering::Relaxed));
         let folder = lab.path().join(&name);
@@ -183,6 +184,11 @@ impl Node {
         process.ended(END_LIMIT).await;
     }
 
+    /// Stops a process of the node where it is, as if it hung.
+    pub fn freeze(&self, process: &Process) {
+        run("kill", ["-STOP", &process.pid.to_string()]);
+    }
+
     /// A path of the node as the host sees it: `/run` is the node's own.
     pub fn path(&self, inside: &str) -> PathBuf {
         self.namespaces.path(inside)
@@ -243,19 +249,7 @@ impl Node {
 
     /// The control groups of the node's pods, the inner ones first.
     fn control_groups(&self) -> Vec<PathBuf> {
-        fn descend(folder: &Path, found: &mut Vec<PathBuf>) {
-            for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                    descend(&entry.path(), found);
-                    found.push(entry.path());
-                }
-            }
-        }
-        let mut found = Vec::new();
-        for tree in hierarchies() {
-            descend(&tree.join(&self.name), &mut found);
-        }
-        found
+        hierarchies().iter().flat_map(|tree| groups_in(&tree.join(&self.name))).collect()
     }
 
     fn runtime(&self) -> RuntimeServiceClient<Channel> {
@@ -270,16 +264,41 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         self.namespaces.end();
-        for group in self.control_groups() {
-            let _ = fs::remove_dir(group);
-        }
-        for tree in hierarchies() {
-            let _ = fs::remove_dir(tree.join(&self.name));
-        }
+        remove_groups(|name| name == self.name);
         if std::thread::panicking() {
             eprintln!("containerd of {}:\n{}", self.name, self.containerd.log());
         }
     }
+}
+
+/// The control groups in one, the inner ones first.
+fn groups_in(group: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(group).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            found.extend(groups_in(&entry.path()));
+            found.push(entry.path());
+        }
+    }
+    found
+}
+
+/// Removes the control groups of nodes with such names.
+fn remove_groups(is_meant: impl Fn(&str) -> bool) {
+    for tree in hierarchies() {
+        for group in groups_in(&tree).into_iter().filter(|group| {
+            let inside = group.strip_prefix(&tree).unwrap();
+            inside.iter().next().and_then(|name| name.to_str()).is_some_and(&is_meant)
+        }) {
+            let _ = fs::remove_dir(group);
+        }
+    }
+}
+
+/// Whether a name is that of a node whose case was killed, so that it could not clean up.
+fn is_orphan(name: &str) -> bool {
+    let case = name.strip_prefix("node-").and_then(|rest| rest.split('-').next());
+    case.is_some_and(|case| case.parse::<u32>().is_ok() && !Path::new("/proc").join(case).exists())
 }
 
 fn image_spec(image: &str) -> cri::ImageSpec {

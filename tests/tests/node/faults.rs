@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tests::node::Containerd;
 
-use crate::ground::{Ground, LIMIT, versions};
+use crate::ground::{Ground, LIMIT, is_full, versions};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_container_that_takes_too_much_memory_ends_alone() {
@@ -59,6 +59,27 @@ async fn a_pod_whose_shim_was_killed_can_be_removed() {
         pod.remove().await;
         ground.expect_clean().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_whose_machine_hangs_can_be_removed() {
+    if !is_full() {
+        return eprintln!("skipped: it takes half a minute of waiting; next: set COCOON_TEST_FULL=1");
+    }
+    let Some(ground) = Ground::new(Containerd::V1).await else { return };
+    let pod = ground.pod("hangs").run().await;
+    pod.container("app", &ground.image).script("exec sleep 3600").start().await;
+
+    ground.node.freeze(&ground.node.processes("qemu-system")[0]);
+
+    // A kubelet asks again when it was refused.
+    let mut refusals = Vec::new();
+    while let Err(status) = pod.stop().await {
+        refusals.push(status);
+        assert!(refusals.len() < 4, "{refusals:?}");
+    }
+    pod.remove().await;
+    ground.expect_clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -49,10 +49,15 @@ impl Ground {
 /// The containerd that all cases run on, and the newer one too where time is no matter.
 pub fn versions() -> Vec<Containerd> {
     let mut versions = vec![Containerd::V1];
-    if std::env::var_os("COCOON_TEST_FULL").is_some() {
+    if is_full() {
         versions.push(Containerd::V2);
     }
     versions
+}
+
+/// Whether time is no matter.
+pub fn is_full() -> bool {
+    std::env::var_os("COCOON_TEST_FULL").is_some()
 }
 
 /// Says so when it answers every line with itself, at port 8080.
