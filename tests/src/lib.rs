@@ -9,6 +9,7 @@ pub mod load;
 pub mod node;
 
 mod balancer;
+mod bare;
 mod image;
 mod lab;
 mod pod;
@@ -18,6 +19,7 @@ mod services;
 mod trustee;
 
 pub use balancer::Balancer;
+pub use bare::BareMachine;
 pub use image::{Encrypted, Image};
 pub use lab::{Lab, over_http, set};
 pub use newer_debian::NewerDebian;

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use crate::{Error, build, packages, run, step};
+use crate::{Error, build, cargo, output, packages, run, step};
 
 /// Boot time and memory, in one run with a bare boot of the same kernel.
 pub fn boot() -> Result<(), Error> {
@@ -37,4 +37,16 @@ pub fn secrets(arguments: &[&str]) -> Result<(), Error> {
     build::guest_image()?;
     step("measuring");
     run(Command::new(build::program("bench-secrets")).arg("--guestd").arg(build::guestd()).args(arguments))
+}
+
+/// What confidential pods cost under containerd, against bare boots and ordinary pods, and what their policy costs them.
+pub fn pod(arguments: &[&str]) -> Result<(), Error> {
+    packages::install()?;
+    build::programs()?;
+    build::bare_init()?;
+    build::guest_image()?;
+    step("measuring the policy");
+    let policy = output(cargo(&["bench", "--bench", "policy"]).args(build::STATIC))?;
+    step("measuring pods");
+    run(Command::new(build::program("bench-pod")).arg("--policy").arg(policy.trim()).args(arguments))
 }

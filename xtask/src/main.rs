@@ -10,7 +10,7 @@ mod test;
 
 use std::fmt;
 use std::path::PathBuf;
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, Stdio};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -23,6 +23,7 @@ fn main() -> ExitCode {
         ["bench", "trustee", ..] => bench::trustee(&words[2..]),
         ["bench", "image", ..] => bench::image(&words[2..]),
         ["bench", "secrets", ..] => bench::secrets(&words[2..]),
+        ["bench", "pod", ..] => bench::pod(&words[2..]),
         ["setup"] => packages::install(),
         _ => {
             eprintln!("{USAGE}");
@@ -71,6 +72,15 @@ fn run(command: &mut Command) -> Result<(), Error> {
     }
 }
 
+/// Runs a program that must succeed, and returns what it printed.
+fn output(command: &mut Command) -> Result<String, Error> {
+    match command.stderr(Stdio::inherit()).output() {
+        Ok(output) if output.status.success() => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+        Ok(output) => Err(Error(format!("{command:?} ended with {}", output.status))),
+        Err(error) => Err(Error(format!("{command:?} can't be started: {error}"))),
+    }
+}
+
 /// cargo, in the project's folder.
 fn cargo(arguments: &[&str]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
@@ -96,4 +106,6 @@ usage: cargo xtask COMMAND
                 measure image pulls: time, processor time and memory, as ratios of skopeo and umoci
   bench secrets [--seconds N] [--connections N] [--tee-key-algorithm NAME]
                 measure secrets through the guest's services, as a ratio of what their Trustee serves
+  bench pod [--rounds N]
+                measure pods under containerd: start, containers, commands, memory, as ratios of bare boots and runc
   setup         install the distribution packages that the others need";

@@ -6,25 +6,22 @@
 use std::fs;
 use std::time::Duration;
 
-use guest_image::{BuildOptions, GuestImage, KernelSource};
-use hypervisor::acceleration::{self, Preference};
-use hypervisor::{Confinement, Disk, Network, Tee, Vm, VmConfig, Vsock};
+use guest_image::GuestImage;
 use sandbox::{Event, GuestFiles, Sandbox, SandboxConfig, SandboxName};
 use serde_json::json;
-use tests::{Image, InitDataFiles, Lab, Pod, agent_policy};
-use tokio::time::Instant;
+use tests::{BareMachine, Image, InitDataFiles, Lab, Pod, agent_policy};
 use wire::initdata::InitData;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
     let lab = Lab::new();
     let image = GuestImage::open(&Lab::guest_image()).unwrap();
-    let bare = bare_image(&lab);
+    let bare = BareMachine::new(&lab);
 
     // In turn, so that a drift of the machine's speed meets both.
     let (mut bare_times, mut guest_times, mut kernel_times) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..ROUNDS {
-        bare_times.push(bare_boot(&lab, &bare).await);
+        bare_times.push(bare.boot().await);
         let sandbox = boot(&image, 256).await;
         guest_times.push(sandbox.timeline().at(Event::FirstAnswer).unwrap());
         kernel_times.push(sandbox.timeline().at(Event::Kernel).unwrap());
@@ -51,53 +48,6 @@ async fn main() {
         "initramfs_mb": image.manifest.initramfs.size as f64 / 1e6,
     });
     println!("{}", serde_json::to_string_pretty(&result).unwrap());
-}
-
-/// The same kernel, modules and layout, with an init that only prints.
-fn bare_image(lab: &Lab) -> GuestImage {
-    let cache = Lab::guest_image().with_file_name("cache");
-    let options = BuildOptions {
-        guestd: Lab::program("bare-init"),
-        kernel: KernelSource::Debian,
-        cache,
-        output: lab.path().join("bare"),
-    };
-    guest_image::build(&options).unwrap()
-}
-
-async fn bare_boot(lab: &Lab, image: &GuestImage) -> Duration {
-    // The back end has to be there, since the machine is the same.
-    let config = vsock_backend::BackendConfig {
-        socket: lab.path().join("vhost.sock"),
-        uds: lab.path().join("vsock.sock"),
-        guest_cid: 3,
-    };
-    let _backend = vsock_backend::Backend::start(config).unwrap();
-    let acceleration = acceleration::probe(Preference::Auto).await.unwrap();
-    let start = Instant::now();
-    let vm = Vm::launch(VmConfig {
-        name: "bare".to_owned(),
-        kernel: image.kernel.clone(),
-        initramfs: image.initramfs.clone(),
-        command_line: guest_image::COMMAND_LINE.to_owned(),
-        memory_mib: 256,
-        vcpus: 1,
-        acceleration,
-        vsock: Vsock::UserBackend { socket: lab.path().join("vhost.sock") },
-        disks: vec![Disk { path: lab.file("disk", [0; 512]), serial: "initdata".to_owned(), read_only: true }],
-        network: Network::User,
-        qmp_socket: lab.path().join("qmp.sock"),
-        bios: hypervisor::qboot(),
-        tee: Tee::None,
-        initdata_digest: None,
-        confinement: Confinement::default(),
-    })
-    .await
-    .unwrap();
-    let line = vm.console().wait_for(|line| line.contains("bare init runs"), start + LIMIT).await.expect("a bare boot");
-    let time = line.at - start;
-    vm.stop(LIMIT).await;
-    time
 }
 
 async fn boot(image: &GuestImage, memory_mib: u32) -> Sandbox {
