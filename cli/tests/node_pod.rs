@@ -57,12 +57,15 @@ fn prepare(folder: &Path) -> Result<PathBuf, String> {
     NewerDebian::unpack("sid", &["containerd"]).map(|debian| debian.path().join("usr/bin"))
 }
 
-/// What an operator does. Nothing of it is seen outside.
+/// What an operator does. Nothing of it is seen outside. systemd can't be had in a namespace: a script does what is asked of
+/// it here.
 const STORY: &str = r##"
 set -eux
 set -o pipefail
-for place in /opt /run /usr/local/bin; do mount -t tmpfs tmpfs $place; done
-mkdir -p /etc/containerd && mount -t tmpfs tmpfs /etc/containerd
+for place in /opt /run /usr/local/bin /var/lib; do mount -t tmpfs tmpfs $place; done
+mkdir layers && mount -t tmpfs tmpfs layers && mkdir layers/etc layers/work
+mount -t overlay -o "lowerdir=/etc,upperdir=$PWD/layers/etc,workdir=$PWD/layers/work" overlay /etc
+mkdir -p /etc/containerd /run/systemd/system
 cp "$CONTAINERD/containerd" "$CONTAINERD/ctr" /usr/local/bin/
 cat > /etc/containerd/config.toml <<END
 version = 3
@@ -72,13 +75,29 @@ restrict_oom_score_adj = true # not every machine lets root raise it
 disable_apparmor = true
 END
 cp /etc/containerd/config.toml before.toml
+cat > /usr/local/bin/systemctl <<END
+#!/bin/sh
+cd "$PWD"
+echo "\$*" >> systemctl.log
+stop() { kill \$(cat pid) && tail --pid=\$(cat pid) -f /dev/null; rm pid; }
+start() {
+    test ! -e pid || return 0
+    setsid \$(sed -n s/^ExecStart=//p /etc/systemd/system/cocoon-snapshotter.service) > snapshotter.log 2>&1 < /dev/null &
+    echo \$! > pid
+}
+case "\$1" in enable) start ;; restart) stop; start ;; disable) stop ;; esac
+END
+chmod +x /usr/local/bin/systemctl
 
 release/bin/cocoon node install
+timeout 60 bash -c 'grep -q -m1 ready <(exec tail -n +1 -F snapshotter.log 2>&1)'
 env -i PATH="$PATH" containerd > containerd.log 2>&1 &
 trap 'kill %1; wait' EXIT
 timeout 60 bash -c 'grep -q -m1 "successfully booted" <(exec tail -n +1 -F containerd.log 2>&1)'
 cocoon() { /opt/cocoon/current/bin/cocoon "$@"; }
-cocoon node check
+cocoon node check | tee check
+grep -q "^good .*containerd " check
+grep -q "^good .*snapshotter " check
 
 class=/opt/cocoon/current/share/classes/qemu-coco-dev/configuration.toml
 mkdir -p /etc/containerd/rootfs
@@ -93,6 +112,7 @@ first=$(readlink /opt/cocoon/current)
 # A newer release, which is another one by what is in it.
 printf '\n' >> release/share/guest-image/reference-values.json
 release/bin/cocoon node install | tee upgrade
+grep "^restart cocoon-snapshotter" systemctl.log
 grep "^still in use  ${first#versions/}$" upgrade
 if grep "restart containerd" upgrade; then exit 1; fi
 test "$(readlink /opt/cocoon/current)" != "$first"
@@ -106,6 +126,8 @@ timeout 60 ctr tasks delete --force pod-1
 timeout 60 tail --pid="$shim" -f /dev/null
 release/bin/cocoon node uninstall
 test ! -e /opt/cocoon
+test ! -e pid
+tail -n 1 systemctl.log | grep "^daemon-reload$"
 cmp before.toml /etc/containerd/config.toml
 echo "the end"
 "##;
