@@ -90,4 +90,6 @@ pub const STATIC: [&str; 8] = [
     "volume-guest",
 ];
 /// Flags for less to unpack at each boot: nothing unwinds, equal functions are one, and relocations are a bitmap.
-const SMALL: &str = "'-Cforce-unwind-tables=no', '-Clink-arg=-Wl,--icf=all', '-Clink-arg=-Wl,--pack-dyn-relocs=relr'";
+/// The linker runs in the project's folder.
+const SMALL: &str = "'-Cforce-unwind-tables=no', '-Clink-arg=-Wl,-T,guest/guestd/no-unwinding.ld', \
+    '-Clink-arg=-Wl,--no-eh-frame-hdr', '-Clink-arg=-Wl,--icf=all', '-Clink-arg=-Wl,--pack-dyn-relocs=relr'";
