@@ -21,6 +21,7 @@ use oci_spec::image::Digest;
 use reqwest::header::{ACCEPT, CONTENT_TYPE, DATE, HeaderMap, HeaderName, RETRY_AFTER};
 use reqwest::{Response, StatusCode};
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use crate::auth::Credentials;
 use crate::digest;
@@ -286,14 +287,23 @@ impl fmt::Debug for Session {
     }
 }
 
-/// The type that a manifest gives itself. The node's cache has no other.
+/// The type of a manifest by itself, since the node's cache gives none. OCI's own may leave it out: then what it lists tells.
 fn own_media_type(bytes: &[u8]) -> Option<String> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
     struct Head {
-        media_type: String,
+        media_type: Option<String>,
+        config: Option<IgnoredAny>,
+        manifests: Option<IgnoredAny>,
     }
-    Some(serde_json::from_slice::<Head>(bytes).ok()?.media_type)
+    let head: Head = serde_json::from_slice(bytes).ok()?;
+    let told = match (head.config, head.manifests) {
+        (Some(_), None) => Some("application/vnd.oci.image.manifest.v1+json".to_owned()),
+        (None, Some(_)) => Some("application/vnd.oci.image.index.v1+json".to_owned()),
+        // One document that is both would be one image here and another one elsewhere.
+        _ => None,
+    };
+    head.media_type.or(told)
 }
 
 fn header<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
@@ -337,6 +347,21 @@ mod tests {
             (&[], None),
         ] {
             assert_eq!(retry_after(&headers(pairs)), expected.map(Duration::from_secs));
+        }
+    }
+
+    #[test]
+    fn a_manifest_from_the_node_says_or_shows_what_it_is() {
+        let manifest = "application/vnd.oci.image.manifest.v1+json";
+        for (text, expected) in [
+            (r#"{"mediaType": "a/b", "manifests": []}"#, Some("a/b")),
+            (r#"{"schemaVersion": 2, "config": {}, "layers": []}"#, Some(manifest)),
+            (r#"{"schemaVersion": 2, "manifests": []}"#, Some("application/vnd.oci.image.index.v1+json")),
+            (r#"{"config": {}, "manifests": []}"#, None),
+            ("{}", None),
+            ("no JSON", None),
+        ] {
+            assert_eq!(own_media_type(text.as_bytes()).as_deref(), expected, "{text}");
         }
     }
 }
