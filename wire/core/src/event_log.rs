@@ -163,12 +163,15 @@ impl Entry {
 /// All entries of an agent's log, which has no header of its own.
 ///
 /// # Errors
-/// If any entry is cut short or not one of an agent, or the log is longer than [`MAX_LOG`].
+/// If any entry is cut short or not one of an agent, or the log is longer than [`MAX_LOG`]. Padding, which ends a firmware's
+/// log, is damage here: what an agent appended behind it would never be read.
 pub fn entries(log: &[u8]) -> Result<Vec<Entry>, Error> {
     if log.len() > MAX_LOG {
         return Err(Error::TooLong);
     }
-    Records::without_header(log).map(|record| Entry::from_record(&record?)).collect()
+    let mut records = Records::without_header(log);
+    let entries = records.by_ref().map(|record| Entry::from_record(&record?)).collect::<Result<_, _>>()?;
+    if records.offset() == log.len() { Ok(entries) } else { Err(Error::Damaged(records.offset())) }
 }
 
 /// The value of `register` after all of `entries`, if it was `start` before.
@@ -239,6 +242,17 @@ mod tests {
         let tagged = hex::encode(event.tagged());
         let entry = Entry { register: 4, algorithm: RegisterAlgorithm::Sha384, event };
         assert_eq!(hex::encode(entry.encode()), format!("0400000006000000010000000c00{digest}20000000{tagged}"));
+    }
+
+    #[test]
+    fn nothing_hides_behind_padding_in_an_agents_log() {
+        let event = Event::new("domain", "operation", "content").unwrap();
+        let entry = Entry { register: 4, algorithm: RegisterAlgorithm::Sha384, event }.encode();
+        for padding in [[0; 8], [0xff; 8]] {
+            assert_eq!(entries(&[&entry[..], &padding, &entry].concat()), Err(Error::Damaged(entry.len())));
+            assert_eq!(entries(&padding), Err(Error::Damaged(0)));
+        }
+        assert_eq!(entries(&entry.repeat(2)).unwrap().len(), 2);
     }
 
     #[test]
