@@ -43,13 +43,16 @@ impl<'a> Snapshotter<'a> {
     /// # Panics
     /// If it can't be pulled.
     pub async fn pull(&self, image: &str) {
+        let mut refused = None;
         let again = async {
-            while self.try_pull(image).await.is_err() {
+            while let Err(status) = self.try_pull(image).await {
+                refused = Some(status);
                 // The end of that pause is no event that one could wait for.
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         };
-        tokio::time::timeout(LIMIT, again).await.unwrap_or_else(|_| panic!("{image} can't be pulled"));
+        let pulled = tokio::time::timeout(LIMIT, again).await;
+        assert!(pulled.is_ok(), "{image} can't be pulled: {refused:?}");
     }
 
     async fn try_pull(&self, image: &str) -> Result<(), Status> {
