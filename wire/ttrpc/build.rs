@@ -83,5 +83,13 @@ impl ProtobufCustomizeCallback for PolicyJson {
     }
 }
 
-const FILES: [&str; 7] =
-    ["agent", "attestation_agent", "confidential_data_hub", "health", "key_provider", "oci", "types"];
+const FILES: [&str; 8] = [
+    "agent",
+    "attestation_agent",
+    "confidential_data_hub",
+    "health",
+    "key_provider",
+    "oci",
+    "remote_hypervisor",
+    "types",
+];

@@ -16,7 +16,7 @@ mod policy_json;
 
 pub use generated::{
     agent, agent_ttrpc, attestation_agent, attestation_agent_ttrpc, confidential_data_hub, confidential_data_hub_ttrpc,
-    health, health_ttrpc, key_provider, key_provider_ttrpc, oci, types,
+    health, health_ttrpc, key_provider, key_provider_ttrpc, oci, remote_hypervisor, remote_hypervisor_ttrpc, types,
 };
 
 #[cfg(test)]
@@ -125,5 +125,13 @@ mod tests {
         let spec = oci::Spec { Version: "1".into(), ..Default::default() };
         let create = agent::CreateContainerRequest { OCI: MessageField::some(spec), ..Default::default() };
         assert_eq!(create.write_to_bytes().unwrap(), [0x32, 3, 0x0a, 1, b'1']);
+        let create = remote_hypervisor::CreateVMRequest {
+            id: "i".into(),
+            annotations: [("k".to_owned(), "v".to_owned())].into(),
+            networkNamespacePath: "n".into(),
+            ..Default::default()
+        };
+        let bytes = b"\x0a\x01i\x12\x06\x0a\x01k\x12\x01v\x1a\x01n";
+        assert_eq!(create.write_to_bytes().unwrap(), bytes);
     }
 }
