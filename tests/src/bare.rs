@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use guest_image::{BuildOptions, GuestImage, KernelSource};
 use hypervisor::acceleration::{self, Preference};
-use hypervisor::{Confinement, Disk, Network, Tee, Vm, VmConfig, Vsock};
+use hypervisor::{Confinement, Console, Disk, Network, Tee, Vm, VmConfig, Vsock};
 use tokio::time::Instant;
 use vsock_backend::{Backend, BackendConfig};
 
@@ -58,6 +58,7 @@ impl<'a> BareMachine<'a> {
             tee: Tee::None,
             initdata_digest: None,
             confinement: Confinement::default(),
+            console: Console::new(),
         })
         .await
         .unwrap();

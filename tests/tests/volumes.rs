@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use guest_image::{BuildOptions, GuestImage, KernelSource, build_with_programs};
 use hypervisor::acceleration::{self, Preference};
-use hypervisor::{Confinement, Disk, Network, Tee, Vm, VmConfig, Vsock};
+use hypervisor::{Confinement, Console, Disk, Network, Tee, Vm, VmConfig, Vsock};
 use tests::{Lab, run};
 use tokio::time::Instant;
 use vsock_backend::{Backend, BackendConfig};
@@ -68,7 +68,7 @@ fn image(lab: &Lab, guestd: &Path) -> GuestImage {
         cache: Lab::guest_image().with_file_name("cache"),
         output: lab.path().join("image"),
     };
-    build_with_programs(&options, &["/usr/sbin/mke2fs".into(), "/usr/sbin/cryptsetup".into(), guestd.to_owned()])
+    build_with_programs(&options, &["/usr/sbin/cryptsetup".into(), guestd.to_owned()])
         .unwrap()
 }
 
@@ -168,6 +168,7 @@ async fn launch(lab: &Lab, image: &GuestImage, arguments: &str) -> (Vm, Backend)
         tee: Tee::None,
         initdata_digest: None,
         confinement: Confinement::default(),
+        console: Console::new(),
     })
     .await
     .unwrap();

@@ -5,11 +5,15 @@
 //! hides. So the probe runs QEMU as a VM would be run, on a ROM of a few instructions, one of which (SSE2) only
 //! a processor executes.
 
+mod known;
+
 use std::fmt;
 use std::io::Write;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::unix::pipe;
 use tokio::time::timeout;
@@ -17,9 +21,11 @@ use tokio::time::timeout;
 use crate::confinement::Confinement;
 use crate::error::Error;
 use crate::process::{Process, QEMU, Started};
+use known::Known;
 
 /// What executes the guest's instructions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Acceleration {
     /// The processor, through the host's kernel.
     Kvm,
@@ -39,23 +45,44 @@ pub enum Preference {
     Tcg,
 }
 
-/// Chooses the acceleration. Takes 0.1 s where KVM works or fails, 2 s where it hangs; nothing is left behind.
+/// Chooses the acceleration. Takes 0.1 s where KVM works or fails, 1 s where it hangs; nothing is left behind.
 ///
 /// # Errors
 /// [`Error::QemuMissing`] and [`Error::Start`] if QEMU can't be run at all; [`Error::KvmUnusable`] if KVM was
 /// demanded and does not work.
 pub async fn probe(preference: Preference) -> Result<Acceleration, Error> {
+    choose(preference, None).await
+}
+
+/// The same, with what it finds kept in `file`: until the machine boots anew, or its kernel, its device or QEMU changes, the
+/// next one has the answer from there. That a guest hangs is not kept, since a busy machine may look so.
+///
+/// # Errors
+/// Those of [`probe`].
+pub async fn probe_once(preference: Preference, file: &Path) -> Result<Acceleration, Error> {
+    choose(preference, Known::at(file, Path::new(QEMU))).await
+}
+
+async fn choose(preference: Preference, known: Option<Known<'_>>) -> Result<Acceleration, Error> {
     if preference == Preference::Tcg {
         return Ok(Acceleration::Tcg);
     }
-    match (run(Acceleration::Kvm).await?, preference) {
-        (Ok(()), _) => Ok(Acceleration::Kvm),
-        (Err(cause), Preference::Kvm) => Err(Error::KvmUnusable(cause.to_string())),
-        (Err(cause), _) => {
-            tracing::info!(%cause, "KVM does not run guests here; using software emulation");
-            Ok(Acceleration::Tcg)
-        }
+    match (known.as_ref().and_then(Known::acceleration), preference) {
+        // Whoever demands it wants to know why not.
+        (Some(Acceleration::Tcg), Preference::Kvm) | (None, _) => {}
+        (Some(acceleration), _) => return Ok(acceleration),
     }
+    let found = run(Acceleration::Kvm).await?;
+    let acceleration = if found.is_ok() { Acceleration::Kvm } else { Acceleration::Tcg };
+    if let Some(known) = known.filter(|_| !matches!(found, Err(Cause::Hang(_)))) {
+        known.keep(acceleration);
+    }
+    match (found, preference) {
+        (Ok(()), _) => {}
+        (Err(cause), Preference::Kvm) => return Err(Error::KvmUnusable(cause.to_string())),
+        (Err(cause), _) => tracing::info!(%cause, "KVM does not run guests here; using software emulation"),
+    }
+    Ok(acceleration)
 }
 
 impl Acceleration {
@@ -189,6 +216,26 @@ mod tests {
             Ok(acceleration) => assert_eq!(choice, acceleration),
             Err(Error::KvmUnusable(_)) => assert_eq!(choice, Acceleration::Tcg),
             Err(e) => panic!("{e}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_known_is_not_tried_again_but_for_whoever_demands_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("known");
+        let Ok(found) = probe_once(Preference::Auto, &file).await else { return eprintln!("skipped: no {QEMU}") };
+        let kept = || Known::at(&file, Path::new(QEMU)).unwrap();
+        assert!(matches!(kept().acceleration(), None | Some(Acceleration::Kvm | Acceleration::Tcg)));
+
+        let other = match found {
+            Acceleration::Kvm => Acceleration::Tcg,
+            Acceleration::Tcg => Acceleration::Kvm,
+        };
+        kept().keep(other);
+        assert_eq!(probe_once(Preference::Auto, &file).await.unwrap(), other);
+        if other == Acceleration::Tcg {
+            assert_eq!(probe_once(Preference::Kvm, &file).await.unwrap(), found);
+            assert_eq!(kept().acceleration(), Some(found), "what is found anew is kept");
         }
     }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use crate::acceleration::Acceleration;
 use crate::confinement::Confinement;
+use crate::console::Console;
 use crate::error::Error;
 use crate::tee::Tee;
 
@@ -44,6 +45,8 @@ pub struct VmConfig {
     pub initdata_digest: Option<Vec<u8>>,
     /// Where and as whom QEMU runs.
     pub confinement: Confinement,
+    /// What takes the guest's lines. Whoever has a clone sees them while the guest boots.
+    pub console: Console,
 }
 
 /// How the guest reaches the host.

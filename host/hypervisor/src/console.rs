@@ -49,6 +49,12 @@ impl Console {
         ring.lines.iter().skip(ring.lines.len().saturating_sub(count)).cloned().collect()
     }
 
+    /// All lines that are kept, and those to come: none is missed in between.
+    pub fn follow(&self) -> (Vec<Line>, broadcast::Receiver<Line>) {
+        let ring = self.ring();
+        (ring.lines.iter().cloned().collect(), ring.subscribe())
+    }
+
     /// Lines from now on. A receiver that falls 256 lines behind misses some; it ends with the console.
     pub fn subscribe(&self) -> broadcast::Receiver<Line> {
         self.ring().subscribe()

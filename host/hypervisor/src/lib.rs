@@ -2,7 +2,7 @@
 //!
 //! [`VmConfig`] says what the VM is made of and turns into a command line; [`Vm::launch`] starts it and owns it until
 //! it is dropped; [`acceleration::probe`] finds out whether KVM really runs guests here. Nothing in this crate knows
-//! what runs inside the guest.
+//! what runs inside the guest. [`remote`] has a machine made elsewhere instead, by an adaptor.
 
 #![deny(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -15,6 +15,7 @@ mod error;
 pub mod hotplug;
 mod process;
 mod qmp;
+pub mod remote;
 mod tee;
 mod vm;
 

@@ -47,7 +47,7 @@ impl Vm {
         let started = Process::start(command, config.confinement.clone(), config.inherited());
         let Started { process, stdout, stderr, exit } = started.map_err(Error::starting)?;
 
-        let console = Console::new();
+        let console = config.console.clone();
         let messages = Console::new();
         let captures = (
             capture(&console, stdout.map(OwnedFd::from)).map_err(Error::Start)?,

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hypervisor::{
-    Acceleration, Confinement, Disk, DiskConfig, Error, Network, QEMU, Tee, User, Vm, VmConfig, Vsock, hotplug,
+    Acceleration, Confinement, Console, Disk, DiskConfig, Error, Network, QEMU, Tee, User, Vm, VmConfig, Vsock, hotplug,
 };
 use tokio::time::Instant;
 use vsock_backend::{Backend, BackendConfig};
@@ -193,6 +193,7 @@ impl Lab {
             tee: Tee::None,
             initdata_digest: None,
             confinement: Confinement::default(),
+            console: Console::new(),
         }
     }
 }

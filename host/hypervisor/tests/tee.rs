@@ -5,7 +5,7 @@
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use hypervisor::{Acceleration, Confinement, Network, QuoteService, Tee, VmConfig, Vsock};
+use hypervisor::{Acceleration, Confinement, Console, Network, QuoteService, Tee, VmConfig, Vsock};
 use newer_debian::NewerDebian;
 
 /// QEMU reads and checks an object before it looks for the hardware, so what it misses is that and nothing else.
@@ -50,6 +50,7 @@ async fn complaint(command: Command, tee: Tee) -> String {
         tee,
         initdata_digest: Some(vec![0x11; 48]),
         confinement: Confinement::default(),
+        console: Console::new(),
     };
     let argv = config.argv();
     // Without the sockets, which nobody serves here.

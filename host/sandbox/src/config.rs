@@ -1,12 +1,12 @@
 //! What a sandbox is made of.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use hypervisor::Tee;
 use hypervisor::acceleration::Preference;
+use hypervisor::{Console, Tee};
 use wire::initdata::InitData;
 
-use crate::{Error, SandboxName};
+use crate::{Error, SandboxName, Timeline};
 
 /// What a sandbox is made of. [`SandboxConfig::new`] gives a small one, whose parts can then be set.
 pub struct SandboxConfig {
@@ -40,7 +40,16 @@ pub struct SandboxConfig {
     pub cgroup: Option<PathBuf>,
     /// Further parameters for the guest's kernel.
     pub kernel_params: Vec<String>,
+    /// What takes the guest's lines, for whoever looks while it boots, or after that has failed.
+    pub console: Console,
+    /// What takes the times, likewise.
+    pub timeline: Timeline,
+    /// Is told the sandbox's folder as soon as it exists.
+    pub opened: Option<Opened>,
 }
+
+/// What is told a folder.
+pub type Opened = Box<dyn FnOnce(&Path) + Send>;
 
 /// How a guest reaches a network.
 #[derive(Clone, Debug, PartialEq)]
@@ -91,6 +100,9 @@ impl SandboxConfig {
             shm_size: 64 << 20,
             cgroup: None,
             kernel_params: Vec::new(),
+            console: Console::new(),
+            timeline: Timeline::default(),
+            opened: None,
         }
     }
 

@@ -20,11 +20,11 @@ mod timeline;
 mod user;
 
 pub use agent::Agent;
-pub use config::{GuestFiles, InitDataDisk, PodNetwork, SandboxConfig};
+pub use config::{GuestFiles, InitDataDisk, Opened, PodNetwork, SandboxConfig};
 pub use container::{Container, ContainerConfig, Stream};
 pub use directory::{Directory, SandboxName};
 pub use error::Error;
 pub use footprint::clean_up;
-pub use hypervisor::{AttachedDisk, DiskConfig, ExitReason, QuoteService, Tee};
+pub use hypervisor::{AttachedDisk, Console, DiskConfig, ExitReason, QuoteService, Tee};
 pub use life::Sandbox;
 pub use timeline::{Event, Timeline};

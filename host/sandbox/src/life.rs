@@ -38,13 +38,18 @@ impl Sandbox {
     ///
     /// # Errors
     /// Any of [`Error`]; nothing is left behind.
-    pub async fn start(config: SandboxConfig) -> Result<Self, Error> {
+    pub async fn start(mut config: SandboxConfig) -> Result<Self, Error> {
+        let timeline = config.timeline.clone();
+        timeline.note(Event::Asked, Instant::now());
         let command_line = config.command_line()?;
         if matches!(config.tee, Tee::Sev { .. } | Tee::Snp { .. } | Tee::Tdx { .. }) && config.firmware.is_none() {
             return Err(Error::Firmware);
         }
         let mut footprint = Footprint::of(Directory::create(&config.name)?);
-        let acceleration = acceleration::probe(config.acceleration).await?;
+        if let Some(opened) = config.opened.take() {
+            opened(footprint.directory.path());
+        }
+        let acceleration = acceleration::probe_once(config.acceleration, &Directory::known_acceleration()).await?;
         let mut disks = Vec::new();
         if let Some(initdata) = &config.initdata {
             let path = footprint.directory.write("initdata.image", |file| initdata.document.write_disk(file))?;
@@ -80,7 +85,6 @@ impl Sandbox {
         }
         let (channel, vsock, backend) = Channel::open(&footprint.directory)?;
 
-        let timeline = Timeline::default();
         timeline.note(Event::VmmStart, Instant::now());
         let vm = Vm::launch(VmConfig {
             name: config.name.to_string(),
@@ -98,8 +102,10 @@ impl Sandbox {
             tee: config.tee.clone(),
             initdata_digest: config.initdata.as_ref().map(|initdata| initdata.digest.clone()),
             confinement,
+            console: config.console.clone(),
         })
         .await?;
+        timeline.note(Event::Launched, Instant::now());
         footprint.launched(vm.pid())?;
         let watcher = watch_console(&vm, timeline.clone());
 

@@ -203,6 +203,7 @@ fn config() -> VmConfig {
         tee: Tee::None,
         initdata_digest: None,
         confinement: Confinement::default(),
+        console: Console::new(),
     }
 }
 
