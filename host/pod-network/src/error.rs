@@ -55,4 +55,14 @@ pub enum Error {
         /// What the kernel said.
         source: rtnetlink::Error,
     },
+    /// The kernel does not hand over what connects to the loopback interface.
+    #[error(
+        "network: connections to the pod's loopback interface can't be taken ({step}): {source}; next: check that the kernel is 5.9 or newer and has BPF_SYSCALL"
+    )]
+    Loopback {
+        /// What was refused.
+        step: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
 }

@@ -4,11 +4,16 @@
 //! network stack sees it; or a macvtap link takes it. The guest has the interface's address, so the rest of the cluster
 //! sees no difference. Taps end with whoever holds them. What stays is a queueing discipline, or the macvtap link, and
 //! [`Namespace::disconnect`] takes that away.
+//!
+//! Programs of the node that connect to the pod's 127.0.0.1, as containerd does to forward a port, stay in the namespace:
+//! [`Namespace::loopback`] takes what they say.
 
 #![deny(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod bpf;
 mod error;
+mod loopback;
 mod macvtap;
 mod namespace;
 mod netlink;
@@ -16,4 +21,5 @@ mod survey;
 mod tap;
 
 pub use error::Error;
+pub use loopback::{Caller, Loopback};
 pub use namespace::{Connection, Link, Model, Namespace};

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::future::Future;
 use std::io;
+use std::net::TcpListener;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -13,6 +14,8 @@ use nix::sched::{CloneFlags, setns};
 use rtnetlink::packet_route::link::LinkMessage;
 use wire_ttrpc::types::{ARPNeighbor, Interface, Route};
 
+use crate::bpf::Steering;
+use crate::loopback::{self, Loopback, Parts};
 use crate::netlink::Netlink;
 use crate::survey::Survey;
 use crate::{Error, macvtap, tap};
@@ -87,6 +90,26 @@ impl Namespace {
         // Entering a namespace is for a thread's whole life, so it is one of its own, which another waits for.
         let connecting = tokio::task::spawn_blocking(move || namespace.inside(|netlink| connect(netlink, model)));
         connecting.await.map_err(|e| Error::Netlink(io::Error::other(e)))?
+    }
+
+    /// Takes all connections to the namespace's 127.0.0.1.
+    ///
+    /// # Errors
+    /// [`Error::Loopback`] where the kernel has no way to do so, and others of [`Error`].
+    pub async fn loopback(&self) -> Result<Loopback, Error> {
+        let namespace = self.clone();
+        let taking = tokio::task::spawn_blocking(move || {
+            namespace.inside(async |netlink: Netlink| {
+                let failed = |step| move |source| Error::Loopback { step, source };
+                let addresses = Survey::take(&netlink).await?.addresses();
+                let listener = TcpListener::bind(loopback::ANY_PORT).map_err(failed("socket"))?;
+                let steering = Steering::begin(&*namespace.file, &listener);
+                let steering = steering.map_err(|(step, source)| Error::Loopback { step, source })?;
+                Ok(Parts { listener, addresses, steering })
+            })
+        });
+        let parts = taking.await.map_err(|e| Error::Netlink(io::Error::other(e)))??;
+        Loopback::of(parts).map_err(|source| Error::Loopback { step: "socket", source })
     }
 
     /// Takes away what [`connect`](Self::connect) has left in the namespace. Taps are their holders' matter.

@@ -55,6 +55,15 @@ impl Survey {
         self.ethernet().filter(has_address)
     }
 
+    /// The addresses of all of them.
+    pub(crate) fn addresses(&self) -> Vec<IpAddr> {
+        let of_link = |link: &LinkMessage| {
+            let index = link.header.index;
+            self.addresses.iter().filter(move |it| it.header.index == index).filter_map(own_address)
+        };
+        self.links().flat_map(of_link).collect()
+    }
+
     pub(crate) fn name(link: &LinkMessage) -> &str {
         let name = link.attributes.iter().find_map(|attribute| match attribute {
             LinkAttribute::IfName(name) => Some(name.as_str()),
@@ -157,8 +166,13 @@ impl Survey {
     }
 }
 
-/// An address that the guest is to have. It makes its link-local one itself, of the same hardware address.
+/// An address that the guest is to have.
 fn address(message: &AddressMessage) -> Option<IPAddress> {
+    own_address(message).map(|address| ip_address(address, message.header.prefix_len))
+}
+
+/// An address but for a link-local one, which the guest makes itself, of the same hardware address.
+fn own_address(message: &AddressMessage) -> Option<IpAddr> {
     // IFA_LOCAL is the own address where IFA_ADDRESS is that of the other end.
     let local = message.attributes.iter().find_map(|attribute| match attribute {
         AddressAttribute::Local(address) => Some(*address),
@@ -170,7 +184,7 @@ fn address(message: &AddressMessage) -> Option<IPAddress> {
     });
     let address = local.or(any)?;
     let link_local = matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
-    (!link_local).then(|| ip_address(address, message.header.prefix_len))
+    (!link_local).then_some(address)
 }
 
 fn ip_address(address: IpAddr, prefix: u8) -> IPAddress {

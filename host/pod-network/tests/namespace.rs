@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddrV6, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV6, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -95,6 +95,31 @@ async fn a_refusal_leaves_the_namespace_as_it_was() {
     assert_eq!(lab.state(), before);
 }
 
+#[tokio::test]
+async fn whoever_connects_to_the_pod_s_loopback_interface_is_taken_at_any_port_and_to_no_other_s() {
+    let Some(lab) = Lab::new("loopback") else { return };
+    let before = lab.state();
+    lab.in_pod("ip address add fd00:77::2/64 dev eth0 nodad");
+
+    let loopback = Namespace::open(&lab.pod_path()).unwrap().loopback().await.unwrap();
+    assert_eq!(loopback.addresses(), ["10.77.0.2".parse::<IpAddr>().unwrap(), "fd00:77::2".parse().unwrap()]);
+    for port in [1, 8080, 65_535] {
+        let mut client = lab.in_pod_itself(|| TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap());
+        let caller = loopback.accept().await.unwrap();
+        assert_eq!(caller.port, port);
+        client.write_all(b"x").unwrap();
+        caller.stream.readable().await.unwrap();
+        assert_eq!(caller.stream.try_read(&mut [0; 2]).unwrap(), 1);
+    }
+    // What is the pod's address and what is another namespace's loopback interface is none of its matters.
+    assert!(lab.in_pod_itself(|| TcpStream::connect((POD, 8080))).is_err());
+    assert!(lab.in_peer(|| TcpStream::connect((Ipv4Addr::LOCALHOST, 8080))).is_err());
+
+    drop(loopback);
+    assert!(lab.in_pod_itself(|| TcpStream::connect((Ipv4Addr::LOCALHOST, 8080))).is_err());
+    assert_eq!(lab.state(), before);
+}
+
 #[test]
 fn the_hosts_own_network_is_not_given_away() {
     let error = Namespace::open(Path::new("/proc/self/ns/net")).unwrap_err();
@@ -141,9 +166,17 @@ impl Lab {
         Path::new("/run/netns").join(&self.pod)
     }
 
-    /// Runs on a thread that is in the peer's namespace; a socket stays in the one in which it was made.
     fn in_peer<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        let namespace = File::open(Path::new("/run/netns").join(&self.peer)).unwrap();
+        self.inside(&self.peer, work)
+    }
+
+    fn in_pod_itself<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        self.inside(&self.pod, work)
+    }
+
+    /// Runs on a thread that is in a namespace; a socket stays in the one in which it was made.
+    fn inside<T: Send>(&self, name: &str, work: impl FnOnce() -> T + Send) -> T {
+        let namespace = File::open(Path::new("/run/netns").join(name)).unwrap();
         thread::scope(|scope| {
             let thread = scope.spawn(|| {
                 setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();

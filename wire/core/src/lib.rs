@@ -9,13 +9,16 @@
 pub mod blob;
 pub mod event_log;
 pub mod evidence;
+pub mod image_reference;
 pub mod initdata;
 pub mod jwe;
 pub mod key_provider;
 pub mod layer;
 pub mod luks2;
+pub mod metrics;
 pub mod milestone;
 pub mod pkcs12;
+pub mod port_forward;
 pub mod rcar;
 pub mod reference_value;
 pub mod resource;
