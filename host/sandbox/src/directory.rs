@@ -91,8 +91,19 @@ impl Directory {
 
     /// The folder that a sandbox of this name has while it runs.
     pub fn path_of(name: &SandboxName) -> PathBuf {
+        Self::of_all().join(name.as_str())
+    }
+
+    /// Where the sandboxes of this user keep what the first of them has found out about virtualisation. No sandbox's name
+    /// begins with a dot.
+    pub(crate) fn known_acceleration() -> PathBuf {
+        Self::of_all().join(".acceleration")
+    }
+
+    /// The folder with those of all sandboxes of this user.
+    pub fn of_all() -> PathBuf {
         let user = nix::unistd::geteuid();
-        let base = match std::env::var_os("XDG_RUNTIME_DIR") {
+        match std::env::var_os("XDG_RUNTIME_DIR") {
             _ if user.is_root() => PathBuf::from("/run/cocoon"),
             Some(runtime) => PathBuf::from(runtime).join("cocoon"),
             None => std::env::temp_dir().join(format!("cocoon-{user}")),

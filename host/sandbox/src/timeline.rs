@@ -1,4 +1,4 @@
-//! When a pod reached what: the points between QEMU's start and the first output of a container.
+//! When a pod reached what: the points between the wish for it and the first output of a container.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,14 +7,22 @@ use std::time::{Duration, Instant};
 /// A point in the life of a pod.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub enum Event {
-    /// QEMU was started; everything else counts from here.
+    /// The pod's machine is wished for.
+    Asked,
+    /// Folder, disks and network are there, and QEMU is started; everything else counts from here.
     VmmStart,
+    /// QEMU has built the machine, which runs.
+    Launched,
     /// The guest's kernel has started guestd.
     Kernel,
     /// guestd says that it is ready.
     GuestReady,
     /// guestd has answered the first request.
     FirstAnswer,
+    /// The guest has its network.
+    Networked,
+    /// The guest is a sandbox.
+    SandboxReady,
     /// Trustee has given the guest a token.
     Attested,
     /// The container's image is unpacked in the guest.
@@ -30,10 +38,14 @@ pub enum Event {
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Asked => "asked for",
             Self::VmmStart => "VMM start",
+            Self::Launched => "VMM runs",
             Self::Kernel => "kernel up",
             Self::GuestReady => "guestd ready",
             Self::FirstAnswer => "first answer",
+            Self::Networked => "network",
+            Self::SandboxReady => "sandbox",
             Self::Attested => "attested",
             Self::ImageReady => "image ready",
             Self::Created => "created",
@@ -64,9 +76,11 @@ impl Timeline {
         events.into_iter().zip(start.into_iter().cycle()).map(|((event, time), start)| (event, time - start)).collect()
     }
 
-    /// Time from QEMU's start to `event`, if it has happened.
+    /// Time from QEMU's start to `event`, if it has happened since.
     pub fn at(&self, event: Event) -> Option<Duration> {
-        self.events().into_iter().find(|(known, _)| *known == event).map(|(_, time)| time)
+        let events = self.events();
+        let time = |wanted| events.iter().find(|(known, _)| *known == wanted).map(|(_, time)| *time);
+        time(event)?.checked_sub(time(Event::VmmStart)?)
     }
 }
 
@@ -90,11 +104,14 @@ mod tests {
     fn events_are_shown_in_order_of_time_and_the_first_counts() {
         let (timeline, start) = (Timeline::default(), Instant::now());
         timeline.note(Event::Kernel, start + Duration::from_millis(1500));
-        timeline.note(Event::VmmStart, start);
+        timeline.note(Event::VmmStart, start + Duration::from_millis(100));
+        timeline.note(Event::Asked, start);
         timeline.note(Event::Kernel, start + Duration::from_secs(9));
 
-        assert_eq!(timeline.to_string(), "    0.000 s  VMM start\n    1.500 s  kernel up");
-        assert_eq!(timeline.at(Event::Kernel), Some(Duration::from_millis(1500)));
+        let lines = "    0.000 s  asked for\n    0.100 s  VMM start\n    1.500 s  kernel up";
+        assert_eq!(timeline.to_string(), lines);
+        assert_eq!(timeline.at(Event::Kernel), Some(Duration::from_millis(1400)));
+        assert_eq!(timeline.at(Event::Asked), None);
         assert_eq!(timeline.at(Event::Attested), None);
     }
 }
