@@ -4,8 +4,8 @@ use std::fmt;
 
 use oci_spec::distribution::Reference;
 use serde::Deserialize;
+use wire::image_reference::parse_reference;
 
-use crate::reference::parse_reference;
 
 /// How the signed name must relate to the name that was asked for.
 ///

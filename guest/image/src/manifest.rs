@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use image_policy::parse_reference;
 use oci_spec::distribution::Reference;
 use oci_spec::image::{Descriptor, Digest, ImageConfiguration, ImageIndex, ImageManifest};
 use serde::Deserialize;
+use wire::image_reference::parse_reference;
 
 use crate::digest;
 use crate::error::Error;

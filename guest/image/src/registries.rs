@@ -6,10 +6,10 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use image_policy::parse_reference;
 use oci_spec::distribution::Reference;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
+use wire::image_reference::parse_reference;
 
 use crate::registry::error::{Attempt, RegistryError};
 

@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
-use oci_spec::distribution::Reference;
 use oci_spec::image::{Descriptor, ImageManifest};
 use tokio::io::AsyncReadExt as _;
 use tokio::sync::watch;
 use tokio::time::timeout;
 use wire::blob::BlobDigest;
+use wire::image_reference::parse_reference;
 
 use crate::cache::{self, Cache};
 use crate::registry::Registry;
@@ -87,7 +87,7 @@ impl Prefetch {
 
     /// Fetches the manifest, what it is found through, the configuration and the layers. Says how many blobs they are.
     async fn fetch(&self, image: &Image) -> Result<usize, Error> {
-        let reference: Reference = image.reference.parse().map_err(|e| Error::Reference { cause: format!("{e}") })?;
+        let reference = parse_reference(&image.reference).map_err(|cause| Error::Reference { cause })?;
         let registry = Registry::of(&reference, &self.registries, &self.credentials).map_err(Error::Node)?;
         if let Some(index) =
             reference.digest().and_then(|digest| digest.parse().ok()).filter(|it| *it != image.manifest)
@@ -151,7 +151,7 @@ impl Prefetch {
 #[derive(Debug, thiserror::Error)]
 enum Error {
     #[error("the image's name can't be used: {cause}")]
-    Reference { cause: String },
+    Reference { cause: &'static str },
     #[error("{0}; next: check the node's configuration of registries")]
     Node(String),
     #[error("{0}; next: give the node an account for the registry, or leave the download to guests")]

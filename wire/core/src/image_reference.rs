@@ -1,7 +1,7 @@
 //! Images' names as users, policies and signers write them.
 //!
 //! Its own because oci-spec reads names by a regular expression that costs 16 MB and tens of milliseconds to compile,
-//! more than all else in a guest that only pulls. What is accepted is the same, but that a tag is of ASCII.
+//! more than all else in a guest that only pulls, and in a node's snapshotter. What is accepted is the same, but that a tag is of ASCII.
 //!
 //! Source: the distribution project's reference grammar; the rules for names without a registry are Docker's.
 
