@@ -2,14 +2,16 @@
 //!
 //! In version 3 the handlers are a file of their own, which the main configuration imports. containerd 1.7 replaces a
 //! plugin's whole table by an imported one, runc's options with it, so in version 2 the handlers are tables among the others.
+//! Version 4, of containerd 2.3, differs from version 3 in what has nothing to do with handlers.
 
 use std::path::Path;
 
 use toml_edit::{Array, DocumentMut, Item, Table, Value};
 
 use crate::class::Class;
+use crate::distribution::{Distribution, Way};
 use crate::error::Error;
-use crate::root::{CONTAINERD, CURRENT, DROP_IN, SNAPSHOTTER};
+use crate::root::{CURRENT, SNAPSHOTTER};
 use crate::state::{Annotations, Edits};
 
 /// How a configuration is laid out.
@@ -17,22 +19,26 @@ use crate::state::{Annotations, Edits};
 pub(crate) enum Format {
     /// Version 2: of containerd 1.7; 2.x reads it as well.
     V2,
-    /// Version 3: of containerd 2.x.
+    /// Versions 3 and 4: of containerd 2.x.
     V3,
 }
 
 /// containerd's main configuration.
 pub(crate) struct Configuration {
     pub(crate) format: Format,
+    pub(crate) way: Way,
+    version: i64,
     document: DocumentMut,
+    place: &'static Distribution,
 }
 
 impl Configuration {
-    /// Reads a configuration; `format` is for one that says nothing at all.
+    /// Reads the main configuration of a distribution; `format` is for one that says nothing at all.
     ///
     /// # Errors
     /// [`Error::Configuration`] if it can't be parsed, has another version, or switches CRI off.
-    pub(crate) fn parse(text: &str, format: Format) -> Result<Self, Error> {
+    pub(crate) fn parse(place: &'static Distribution, text: &str, format: Format) -> Result<Self, Error> {
+        let refused = |reason: &str, next| refused(place, reason, next);
         let mut document: DocumentMut = text.parse().map_err(|error: toml_edit::TomlError| {
             refused(error.to_string().trim_end(), "correct it; \"containerd config dump\" shows where")
         })?;
@@ -41,21 +47,22 @@ impl Configuration {
         }
         let migrate =
             "have containerd write it anew with \"containerd config default\" or \"containerd config migrate\"";
-        let format = match document.get("version").map(Item::as_integer) {
-            Some(Some(2)) => Format::V2,
-            Some(Some(3)) => Format::V3,
+        let (version, format) = match document.get("version").map(Item::as_integer) {
+            Some(Some(2)) => (2, Format::V2),
+            Some(Some(version @ (3 | 4))) => (version, Format::V3),
             Some(version) => {
                 let found = version.map_or("no number".to_owned(), |version| version.to_string());
-                return Err(refused(&format!("its version is {found}, and 2 and 3 are known"), migrate));
+                return Err(refused(&format!("its version is {found}, and 2 to 4 are known"), migrate));
             }
-            None => return Err(refused("it has no version, so it is of version 1; 2 and 3 are known", migrate)),
+            None => return Err(refused("it has no version, so it is of version 1; 2 to 4 are known", migrate)),
         };
         let disabled = document.get("disabled_plugins").and_then(Item::as_array).into_iter().flatten();
         if let Some(name) = disabled.filter_map(Value::as_str).find(|name| CRI_NAMES.contains(name)) {
             let reason = format!("disabled_plugins has {name:?}, without which Kubernetes can't run pods");
             return Err(refused(&reason, "remove that name from disabled_plugins"));
         }
-        Ok(Self { format, document })
+        let way = place.way(version, text, &imports(&document));
+        Ok(Self { format, way, version, document, place })
     }
 
     /// Makes containerd know these handlers and no others of ours. Gives the content of the file to import, if there is one.
@@ -69,19 +76,41 @@ impl Configuration {
                 if handlers.snapshotter {
                     self.enable_annotations(edits)?;
                 }
-                apply(&mut self.document, &handlers.settings(self.format))?;
+                apply(self.place, &mut self.document, &handlers.settings(self.format))?;
                 Ok(None)
             }
             Format::V3 => {
                 // Of a configuration that was migrated.
                 self.remove_tables(None);
                 self.import(edits)?;
-                let mut drop_in = DocumentMut::new();
-                drop_in.insert("version", toml_edit::value(self.format.version()));
-                apply(&mut drop_in, &handlers.settings(self.format))?;
-                Ok(Some(format!("# Written by \"cocoon node install\".\n{drop_in}")))
+                self.drop_in(handlers).map(Some)
             }
         }
+    }
+
+    /// The content of the file to import for these handlers.
+    ///
+    /// # Errors
+    /// None for tables that are made here.
+    pub(crate) fn drop_in(&self, handlers: &Handlers) -> Result<String, Error> {
+        let mut drop_in = DocumentMut::new();
+        drop_in.insert("version", toml_edit::value(self.version));
+        let mut settings = handlers.settings(self.format);
+        if self.format == Format::V2 && handlers.snapshotter {
+            settings.push((owned(&["plugins", CRI, "containerd"]), vec![(ANNOTATIONS, false.into())]));
+        }
+        apply(self.place, &mut drop_in, &settings)?;
+        Ok(format!("# Written by \"cocoon node install\".\n{drop_in}"))
+    }
+
+    /// What goes to the end of a template for these handlers.
+    ///
+    /// # Errors
+    /// None for tables that are made here.
+    pub(crate) fn block(&self, handlers: &Handlers) -> Result<String, Error> {
+        let mut block = DocumentMut::new();
+        apply(self.place, &mut block, &handlers.settings(self.format))?;
+        Ok(format!("{BEGIN}\n{}\n{END}\n", block.to_string().trim()))
     }
 
     /// Takes back all that was added. Gives nothing if nothing is left that somebody else has written.
@@ -101,9 +130,10 @@ impl Configuration {
             }
         }
         if edits.import {
+            let import = self.place.import();
             let imports = self.document.get_mut("imports").and_then(Item::as_array_mut);
             let empty = imports.map(|imports| {
-                imports.retain(|import| import.as_str() != Some(IMPORT));
+                imports.retain(|found| found.as_str() != Some(&import));
                 imports.is_empty()
             });
             if empty == Some(true) {
@@ -121,8 +151,7 @@ impl Configuration {
 
     /// What it imports.
     pub(crate) fn imports(&self) -> Vec<String> {
-        let imports = self.document.get("imports").and_then(Item::as_array).into_iter().flatten();
-        imports.filter_map(Value::as_str).map(str::to_owned).collect()
+        imports(&self.document)
     }
 
     /// The same, with other imports.
@@ -133,19 +162,19 @@ impl Configuration {
     }
 
     fn import(&mut self, edits: &mut Edits) -> Result<(), Error> {
-        if self.imports().iter().any(|import| matches(import, DROP_IN)) {
+        if self.imports().iter().any(|import| self.place.is_imported_by(import)) {
             return Ok(());
         }
         let imports = self.document.entry("imports").or_insert_with(|| toml_edit::value(Array::new()));
-        let unreadable = || refused("imports is not a list of files", "write it as a list");
-        imports.as_array_mut().ok_or_else(unreadable)?.push(IMPORT);
+        let unreadable = || refused(self.place, "imports is not a list of files", "write it as a list");
+        imports.as_array_mut().ok_or_else(unreadable)?.push(self.place.import());
         edits.import = true;
         Ok(())
     }
 
     /// Without them a snapshotter isn't told which image a layer belongs to.
     fn enable_annotations(&mut self, edits: &mut Edits) -> Result<(), Error> {
-        let table = table(&mut self.document, &owned(&["plugins", CRI, "containerd"]))?;
+        let table = table(self.place, &mut self.document, &owned(&["plugins", CRI, "containerd"]))?;
         let was = match table.get(ANNOTATIONS).and_then(Item::as_bool) {
             Some(false) => return Ok(()),
             Some(true) => Annotations::Disabled,
@@ -249,9 +278,9 @@ impl Format {
     }
 }
 
-fn apply(document: &mut DocumentMut, settings: &[Setting]) -> Result<(), Error> {
+fn apply(place: &'static Distribution, document: &mut DocumentMut, settings: &[Setting]) -> Result<(), Error> {
     for (path, keys) in settings {
-        let table = table(document, path)?;
+        let table = table(place, document, path)?;
         // What an earlier version wrote and this one doesn't.
         table.retain(|name, item| item.is_table() || keys.iter().any(|(key, _)| *key == name));
         for (key, value) in keys {
@@ -275,7 +304,11 @@ fn put(table: &mut Table, key: &str, value: &Value) {
 }
 
 /// The table at a path, made where it is missing. One without keys of its own is not written.
-fn table<'d>(document: &'d mut DocumentMut, path: &[String]) -> Result<&'d mut Table, Error> {
+fn table<'d>(
+    place: &'static Distribution,
+    document: &'d mut DocumentMut,
+    path: &[String],
+) -> Result<&'d mut Table, Error> {
     let mut table = document.as_table_mut();
     for (depth, name) in path.iter().enumerate() {
         let item = table.entry(name).or_insert_with(|| {
@@ -285,7 +318,7 @@ fn table<'d>(document: &'d mut DocumentMut, path: &[String]) -> Result<&'d mut T
         });
         table = item.as_table_mut().ok_or_else(|| {
             let reason = format!("{} is not a table with a heading of its own", path[..=depth].join("."));
-            refused(&reason, "write it as one, as \"containerd config default\" does")
+            refused(place, &reason, "write it as one, as \"containerd config default\" does")
         })?;
     }
     Ok(table)
@@ -306,22 +339,27 @@ fn remove_from(document: &mut DocumentMut, path: &[String], keep: &[String], our
     }
 }
 
-/// Whether a file is among those that an import names, which may have stars in its last part.
-fn matches(import: &str, file: &str) -> bool {
-    let import = Path::new(CONTAINERD).with_file_name(import);
-    let file = Path::new(file);
-    let (Some(pattern), Some(name)) = (import.file_name(), file.file_name()) else { return false };
-    let (Some(pattern), Some(name)) = (pattern.to_str(), name.to_str()) else { return false };
-    if import.parent() != file.parent() {
-        return false;
+/// What a configuration imports.
+fn imports(document: &DocumentMut) -> Vec<String> {
+    let imports = document.get("imports").and_then(Item::as_array).into_iter().flatten();
+    imports.filter_map(Value::as_str).map(str::to_owned).collect()
+}
+
+/// A text without what [`Configuration::block`] gave.
+pub(crate) fn without_block(text: &str) -> String {
+    match (text.find(BEGIN), text.find(END)) {
+        (Some(begin), Some(end)) if begin < end => {
+            let after = &text[end + END.len()..];
+            format!("{}{}", &text[..begin], after.strip_prefix('\n').unwrap_or(after))
+        }
+        _ => text.to_owned(),
     }
-    let parts: Vec<&str> = pattern.split('*').collect();
-    let (first, last) = (parts[0], parts[parts.len() - 1]);
-    match parts.len() {
-        1 => pattern == name,
-        2 => name.len() >= first.len() + last.len() && name.starts_with(first) && name.ends_with(last),
-        _ => false,
-    }
+}
+
+/// That block alone.
+pub(crate) fn block_in(text: &str) -> Option<&str> {
+    let (begin, end) = (text.find(BEGIN)?, text.find(END)?);
+    text.get(begin..end)
 }
 
 fn platform() -> String {
@@ -337,8 +375,8 @@ fn owned(path: &[&str]) -> Vec<String> {
     path.iter().map(|&name| name.to_owned()).collect()
 }
 
-fn refused(reason: &str, next: &'static str) -> Error {
-    Error::Configuration { path: CONTAINERD.into(), reason: reason.to_owned(), next }
+fn refused(place: &'static Distribution, reason: &str, next: &'static str) -> Error {
+    Error::Configuration { path: place.main.into(), reason: reason.to_owned(), next }
 }
 
 /// Its plugin for CRI, by version 2.
@@ -350,19 +388,21 @@ const CRI_NAMES: [&str; 4] = ["cri", CRI, RUNTIME, IMAGES];
 /// The snapshotter's name in containerd.
 pub(crate) const PROXY: &str = "cocoon";
 pub(crate) const ANNOTATIONS: &str = "disable_snapshot_annotations";
-const IMPORT: &str = "/etc/containerd/conf.d/*.toml";
+const BEGIN: &str = "# Written by \"cocoon node install\", to the line that says so.";
+const END: &str = "# The end of what \"cocoon node install\" has written.";
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::class::CLASSES;
+    use crate::distribution::PLAIN;
 
     fn handlers() -> Handlers {
         Handlers { classes: CLASSES[..2].iter().collect(), snapshotter: true }
     }
 
     fn parse(text: &str) -> Configuration {
-        Configuration::parse(text, Format::V3).unwrap()
+        Configuration::parse(&PLAIN, text, Format::V3).unwrap()
     }
 
     #[test]
@@ -370,6 +410,7 @@ mod tests {
         for text in [
             "version = 2\n",
             "version = 3\n",
+            "version = 4\n[plugins.'io.containerd.server.v1.grpc']\naddress = '/x'\n",
             "# mine\nversion = 3\nimports = [\n  \"/etc/containerd/more.toml\", # keep\n]\nroot = '/x'\n\n[grpc]\n  uid = 0 # root\n",
             "version = 3\nimports = [\"/etc/containerd/conf.d/*.toml\"]\n",
             V2,
@@ -393,11 +434,11 @@ mod tests {
     fn a_file_that_was_made_goes_unless_somebody_wrote_into_it() {
         for format in [Format::V2, Format::V3] {
             let mut edits = Edits { created: true, ..Edits::default() };
-            let mut configuration = Configuration::parse("", format).unwrap();
+            let mut configuration = Configuration::parse(&PLAIN, "", format).unwrap();
             configuration.add(&handlers(), &mut edits).unwrap();
             let text = configuration.text();
-            assert_eq!(Configuration::parse(&text, format).unwrap().remove(edits), None, "{text}");
-            let mut changed = Configuration::parse(&format!("root = \"/x\"\n{text}"), format).unwrap();
+            assert_eq!(Configuration::parse(&PLAIN, &text, format).unwrap().remove(edits), None, "{text}");
+            let mut changed = Configuration::parse(&PLAIN, &format!("root = \"/x\"\n{text}"), format).unwrap();
             assert!(changed.remove(edits).unwrap().contains("root"));
         }
     }
@@ -418,13 +459,13 @@ mod tests {
         for (text, reason) in [
             ("version = [", "TOML"),
             ("root = \"/x\"\n", "version 1"),
-            ("version = 4\n", "its version is 4"),
+            ("version = 5\n", "its version is 5"),
             ("version = \"3\"\n", "no number"),
             ("version = 2\ndisabled_plugins = [\"cri\"]\n", "disabled_plugins"),
             ("version = 3\nimports = \"a\"\n", "imports"),
             ("version = 2\nplugins = { \"io.containerd.grpc.v1.cri\" = { sandbox_image = \"x\" } }\n", "heading"),
         ] {
-            let refused = Configuration::parse(text, Format::V3)
+            let refused = Configuration::parse(&PLAIN, text, Format::V3)
                 .and_then(|mut it| it.add(&handlers(), &mut Edits::default()).map(drop));
             let error = refused.unwrap_err().to_string();
             assert!(error.contains(reason) && error.contains("next:"), "{text:?} gave {error:?}");
@@ -432,18 +473,19 @@ mod tests {
     }
 
     #[test]
-    fn an_import_names_the_drop_in_or_not() {
-        for (import, named) in [
-            ("/etc/containerd/conf.d/*.toml", true),
-            ("/etc/containerd/conf.d/cocoon.toml", true),
-            ("conf.d/*.toml", true),
-            ("/etc/containerd/conf.d/c*", true),
-            ("/etc/containerd/*.toml", false),
-            ("/etc/containerd/conf.d/other.toml", false),
-            ("/usr/etc/conf.d/*.toml", false),
-        ] {
-            assert_eq!(matches(import, DROP_IN), named, "{import}");
+    fn a_template_has_one_block_whatever_is_around_it() {
+        let configuration = parse("version = 3\n");
+        let [one, two] = [1, 2].map(|count| {
+            let handlers = Handlers { classes: CLASSES[..count].iter().collect(), snapshotter: false };
+            configuration.block(&handlers).unwrap()
+        });
+        for (before, after) in [("{{ template \"base\" . }}\n\n", ""), ("a = 1\n", "[b]\nc = 1\n"), ("", "")] {
+            let text = format!("{before}{one}{after}");
+            assert_eq!(without_block(&text), format!("{before}{after}"));
+            assert!(block_in(&text).unwrap().parse::<DocumentMut>().is_ok());
         }
+        assert!(two.contains("kata-qemu-snp") && !one.contains("kata-qemu-snp"));
+        assert_eq!((without_block("a = 1"), block_in("a = 1")), ("a = 1".to_owned(), None));
     }
 
     const V2: &str = "\

@@ -18,7 +18,7 @@ pub enum Error {
     },
     /// The folder is no release.
     #[error(
-        "release: {path} {reason}; next: name a folder with bin/ and share/guest-image/ by --from, see docs/node.md"
+        "release: {path} {reason}; next: name a folder that \"cargo xtask release\" has made by --from, see docs/node.md"
     )]
     Release {
         /// The file or folder.
@@ -29,6 +29,22 @@ pub enum Error {
     /// The release's guest image is not whole.
     #[error(transparent)]
     GuestImage(#[from] guest_image::Error),
+    /// There are signs of two distributions of Kubernetes.
+    #[error(
+        "containerd: this node has files of {0} and of {1}; nothing was changed; next: uninstall the one that is not used"
+    )]
+    Ambiguous(&'static str, &'static str),
+    /// It was installed for another containerd than the node has now.
+    #[error(
+        "containerd: cocoon was installed for {was}, and the node has {is} now; nothing was changed; next: run \"cocoon node \
+         uninstall\", then install again"
+    )]
+    Moved {
+        /// What the node had.
+        was: &'static str,
+        /// What it has.
+        is: &'static str,
+    },
     /// There is no containerd.
     #[error("containerd: it is in none of {0}; next: install containerd 1.7 or newer from the distribution's packages")]
     NoContainerd(String),

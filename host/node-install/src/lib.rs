@@ -1,6 +1,7 @@
 //! What an operator does on a node and sees of it: install, upgrade, go back, uninstall, status, check, and its pods.
 //!
 //! ```text
+//! /opt/cocoon/versions/<version>          version, SHA256SUMS
 //! /opt/cocoon/versions/<version>/bin      cocoon, containerd-shim-cocoon-v2, cocoon-snapshotter
 //! /opt/cocoon/versions/<version>/share    guest-image, firmware, classes/<class>/configuration.toml
 //! /opt/cocoon/current                     link to the version that new pods get
@@ -20,6 +21,7 @@ mod check;
 mod class;
 mod configuration;
 mod containerd;
+mod distribution;
 mod error;
 mod journal;
 mod node;

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::configuration::Handlers;
 use crate::containerd::{self, Containerd};
+use crate::distribution::Distribution;
 use crate::error::Error;
 use crate::journal::{self, Change};
 use crate::release::Release;
@@ -103,7 +104,9 @@ impl Node {
         if !users.is_empty() {
             return Err(Error::InUse(users.join(", ")));
         }
-        let mut changes = containerd::removal(&self.root, State::read(&self.root)?.edits)?;
+        let state = State::read(&self.root)?;
+        let place = Distribution::named(state.distribution.as_deref());
+        let mut changes = containerd::removal(&self.root, place, state.edits)?;
         let had_unit = self.root.at(UNIT).exists();
         if had_unit {
             systemd::control(&self.root, &["disable", "--now", "cocoon-snapshotter.service"])?;
@@ -122,12 +125,16 @@ impl Node {
         Ok(Outcome { changed, taken_back, removed, next, ..Outcome::default() })
     }
 
-    /// Restarts containerd.
+    /// Restarts containerd, or the service that runs it.
     ///
     /// # Errors
-    /// [`Error::NoSystemd`], [`Error::Systemctl`].
+    /// [`Error::NoSystemd`], [`Error::Systemctl`], [`Error::Ambiguous`].
     pub fn restart_containerd(&self) -> Result<(), Error> {
-        match systemd::control(&self.root, &["restart", "containerd.service"])? {
+        let services = Distribution::of(&self.root)?.services;
+        let runs =
+            |service: &&&str| systemd::control(&self.root, &["is-active", "--quiet", service]).is_ok_and(|is| is);
+        let service = services.iter().find(runs).unwrap_or(&services[0]);
+        match systemd::control(&self.root, &["restart", service])? {
             true => Ok(()),
             false => Err(Error::NoSystemd),
         }
@@ -151,12 +158,17 @@ impl Node {
     /// What has to be changed for handlers of these classes. Nothing is yet.
     fn plan(&self, classes: &[&'static crate::Class]) -> Result<Plan, Error> {
         let mut state = State::read(&self.root)?;
-        let snapshotter = systemd::is_there(&self.root);
-        let handlers = Handlers { classes: classes.to_vec(), snapshotter };
         let containerd = Containerd::find(&self.root)?;
+        let was = Distribution::named(state.distribution.as_deref());
+        if Versions(&self.root).current().is_some() && was.name != containerd.place.name {
+            return Err(Error::Moved { was: was.name, is: containerd.place.name });
+        }
+        state.distribution = (!containerd.place.is_plain()).then(|| containerd.place.name.to_owned());
+        let snapshotter = systemd::is_there(&self.root) && containerd.takes_snapshotter(&self.root)?;
+        let handlers = Handlers { classes: classes.to_vec(), snapshotter };
         let mut changes = containerd.plan(&self.root, &handlers, &mut state.edits)?;
         if snapshotter {
-            changes.insert(0, Change::file(&self.root, UNIT, systemd::unit())?);
+            changes.insert(0, Change::file(&self.root, UNIT, systemd::unit(containerd.place.services))?);
         }
         Ok(Plan { state, handlers, changes })
     }
@@ -174,11 +186,14 @@ impl Node {
         if handlers.snapshotter {
             next.extend(self.run_snapshotter(version)?);
         } else {
-            next.push(
-                "there is no systemd to keep cocoon-snapshotter running, so the handlers do without it: the node unpacks images \
-                 as well, and guests pull them themselves"
-                    .to_owned(),
-            );
+            next.push(format!(
+                "{}, so the handlers do without cocoon-snapshotter: the node unpacks images as well, and guests pull \
+                     them themselves",
+                match systemd::is_there(&self.root) {
+                    true => "what is appended to a template of containerd's configuration can't change settings in it",
+                    false => "there is no systemd to keep it running",
+                }
+            ));
         }
         next.extend(self.restart_needed(changed));
         let versions = Versions(&self.root);
@@ -213,7 +228,10 @@ impl Node {
             Some(_) => containerd.is_outdated(&self.root),
             None => changed && !self.root.is_own(),
         };
-        needed.then(|| "restart containerd, which reads its configuration only then: pods that run go on".to_owned())
+        needed.then(|| {
+            let services = containerd.place.services.join(" or ");
+            format!("restart containerd ({services}), which reads its configuration only then: pods that run go on")
+        })
     }
 }
 

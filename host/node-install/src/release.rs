@@ -1,5 +1,6 @@
 //! A release: the folder with programs, guest image and firmware that an operator gets, and its name on the node.
 
+use std::collections::HashMap;
 use std::fs::{self, File, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{PermissionsExt as _, symlink};
@@ -18,11 +19,13 @@ use crate::root::VERSIONS;
 pub struct Release {
     folder: PathBuf,
     files: Vec<&'static str>,
+    /// What each of them has to be, by the release's list; firmware need not be in it.
+    sums: HashMap<String, String>,
     version: String,
 }
 
 impl Release {
-    /// Checks that a folder has the programs and a whole guest image.
+    /// Checks that a folder has the programs and the guest image that its list of sums has.
     ///
     /// # Errors
     /// [`Error::Release`], [`Error::GuestImage`], [`Error::File`].
@@ -41,8 +44,17 @@ impl Release {
             }
         }
         GuestImage::open(&folder.join("share/guest-image"))?;
-        let mut release = Self { folder: folder.to_owned(), files, version: String::new() };
-        release.version = release.read(None)?;
+        let number = text(&folder.join(VERSION))?;
+        let number = number.trim();
+        if !(1..=MAX_VERSION).contains(&number.len()) || !number.bytes().all(is_of_version) {
+            return Err(Error::Release { path: folder.join(VERSION), reason: "has no version's number".to_owned() });
+        }
+        // "<64 digits>  <path>", as sha256sum writes it.
+        let sums = text(&folder.join(SUMS))?;
+        let sums =
+            sums.lines().filter_map(|line| line.split_once("  ")).map(|(sum, name)| (name.to_owned(), sum.to_owned()));
+        let mut release = Self { folder: folder.to_owned(), files, sums: sums.collect(), version: String::new() };
+        release.version = format!("{number}-{}", &release.read(None)?[..12]);
         Ok(release)
     }
 
@@ -57,8 +69,8 @@ impl Release {
         Self::open(folder.ok_or_else(outside)?)
     }
 
-    /// The version's name: this program's version, and the first 12 digits of the content's SHA-256, so that the same
-    /// content has the same name and no other has it.
+    /// The version's name: the release's number, and the first 12 digits of the content's SHA-256, so that the same content
+    /// has the same name and no other has it.
     pub fn version(&self) -> &str {
         &self.version
     }
@@ -80,7 +92,7 @@ impl Release {
     /// # Errors
     /// [`Error::File`]; [`Error::Release`] if it was changed since it was opened.
     pub(crate) fn copy_to(&self, folder: &Path) -> Result<(), Error> {
-        if self.read(Some(folder))? != self.version {
+        if !self.version.ends_with(&self.read(Some(folder))?[..12]) {
             return Err(Error::Release { path: self.folder.clone(), reason: "was changed just now".to_owned() });
         }
         for class in self.classes() {
@@ -96,7 +108,7 @@ impl Release {
         Ok(())
     }
 
-    /// Reads all of it, into a copy if one is wanted, and gives the version's name.
+    /// Reads all of it, into a copy if one is wanted, and gives its SHA-256.
     fn read(&self, copy: Option<&Path>) -> Result<String, Error> {
         let mut whole = Sha256::new();
         for name in &self.files {
@@ -116,16 +128,39 @@ impl Release {
                     io::copy(&mut file, &mut content).map_err(Error::file("release", &source))?;
                 }
             }
+            let digest = content.0.finalize();
+            match self.sums.get(*name) {
+                Some(sum) if *sum != hex::encode(digest) => {
+                    return Err(Error::Release { path: source, reason: format!("is not what {SUMS} says") });
+                }
+                None if *name != SUMS && !is_extra(name) => {
+                    return Err(Error::Release { path: source, reason: format!("is missing in {SUMS}") });
+                }
+                _ => {}
+            }
             whole.update(name);
             whole.update([0]);
-            whole.update(content.0.finalize());
+            whole.update(digest);
         }
         for class in self.classes() {
             whole.update(class.configuration(""));
         }
-        let digest = hex::encode(whole.finalize());
-        Ok(format!("{}-{}", env!("CARGO_PKG_VERSION"), &digest[..12]))
+        Ok(hex::encode(whole.finalize()))
     }
+}
+
+/// What is made by others, for a TEE, and so is not in the list of sums unless they put it there.
+fn is_extra(name: &str) -> bool {
+    FILES.contains(&(name, false))
+}
+
+fn is_of_version(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'+' | b'~')
+}
+
+fn text(path: &Path) -> Result<String, Error> {
+    fs::read_to_string(path)
+        .map_err(|error| Error::Release { path: path.to_owned(), reason: format!("can't be read: {error}") })
 }
 
 struct Hashing(Sha256);
@@ -155,8 +190,13 @@ fn write(path: &Path, mode: u32, source: &mut impl Read, content: &mut impl Writ
     file.sync_all()
 }
 
+const VERSION: &str = "version";
+const SUMS: &str = "SHA256SUMS";
+const MAX_VERSION: usize = 32;
 /// What a release consists of, and whether it is none without it.
-const FILES: [(&str, bool); 11] = [
+const FILES: [(&str, bool); 13] = [
+    (VERSION, true),
+    (SUMS, true),
     ("bin/cocoon", true),
     ("bin/containerd-shim-cocoon-v2", true),
     ("bin/cocoon-snapshotter", true),

@@ -28,8 +28,6 @@ pub(crate) const VERSIONS: &str = "/opt/cocoon/versions";
 pub(crate) const CURRENT: &str = "/opt/cocoon/current";
 pub(crate) const STATE: &str = "/opt/cocoon/state.json";
 pub(crate) const JOURNAL: &str = "/opt/cocoon/journal.json";
-pub(crate) const CONTAINERD: &str = "/etc/containerd/config.toml";
-pub(crate) const DROP_IN: &str = "/etc/containerd/conf.d/cocoon.toml";
 pub(crate) const UNIT: &str = "/etc/systemd/system/cocoon-snapshotter.service";
 /// The snapshotter's socket for containerd.
 pub(crate) const SNAPSHOTTER: &str = "/run/cocoon-snapshotter/containerd.sock";

@@ -14,6 +14,9 @@ use crate::root::{Root, STATE};
 pub(crate) struct State {
     /// The version that was current before.
     pub(crate) previous: Option<String>,
+    /// The distribution of Kubernetes whose containerd was configured; nothing for the machine's own containerd.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) distribution: Option<String>,
     /// What an uninstallation has to take back in containerd's configuration beside our own tables.
     pub(crate) edits: Edits,
 }

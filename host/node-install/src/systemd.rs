@@ -10,12 +10,13 @@ pub(crate) fn is_there(root: &Root) -> bool {
     root.at("/run/systemd/system").is_dir()
 }
 
-/// The snapshotter's unit.
-pub(crate) fn unit() -> String {
+/// The snapshotter's unit, which is started before these.
+pub(crate) fn unit(services: &[&str]) -> String {
     format!(
         "# Written by \"cocoon node install\".\n[Unit]\nDescription=Cocoon's snapshotter, which leaves images to guests\n\
-         Before=containerd.service\n\n[Service]\nExecStart={CURRENT}/bin/cocoon-snapshotter\nRestart=always\n\n\
-         [Install]\nWantedBy=multi-user.target\n"
+         Before={}\n\n[Service]\nExecStart={CURRENT}/bin/cocoon-snapshotter\nRestart=always\n\n\
+         [Install]\nWantedBy=multi-user.target\n",
+        services.join(" ")
     )
 }
 

@@ -2,5 +2,6 @@
 
 mod configurations;
 pub(crate) mod crash;
+mod distributions;
 mod ground;
 mod upgrades;

@@ -26,7 +26,7 @@ pub enum Command {
 
 #[derive(Args)]
 pub struct Install {
-    /// Folder with bin/ and share/guest-image/; the release of which this program is part if left out.
+    /// Folder with a release, as "cargo xtask release" makes it; the release of which this program is part if left out.
     #[arg(long, value_name = "DIR")]
     from: Option<PathBuf>,
     #[command(flatten)]
@@ -35,7 +35,7 @@ pub struct Install {
 
 #[derive(Args)]
 pub struct Change {
-    /// Restart containerd by systemd at the end, whether it has to be or not.
+    /// Restart containerd, or the service that runs it, by systemd at the end, whether it has to be or not.
     #[arg(long)]
     restart_containerd: bool,
     #[command(flatten)]

@@ -2,9 +2,10 @@
 
 use std::fs;
 
-use super::ground::{Ground, NODES, VERSION_2, VERSION_3, release};
+use super::ground::{Ground, NODES, VERSION_2, VERSION_3, release, runtimes};
 use crate::Error;
-use crate::root::{CONTAINERD, DROP_IN, HOME, UNIT};
+use crate::distribution::PLAIN;
+use crate::root::{HOME, UNIT};
 
 #[test]
 fn containerd_has_the_handlers_and_all_that_it_had_and_loses_them_again() {
@@ -55,9 +56,9 @@ fn a_containerd_without_a_configuration_gets_one_of_its_version() {
         let release = release(&folder.path().join("release"), "one");
         ground.node().install(&release).unwrap();
         assert!(runtimes(&ground.dump()).contains_key("kata-qemu-coco-dev"));
-        assert_eq!(ground.at(DROP_IN).exists(), drop_in);
+        assert_eq!(ground.at(PLAIN.drop_in).exists(), drop_in);
         ground.node().uninstall().unwrap();
-        assert!(!ground.at(CONTAINERD).exists());
+        assert!(!ground.at(PLAIN.main).exists());
     }
 }
 
@@ -83,7 +84,9 @@ fn where_something_is_wrong_nothing_is_changed() {
     let cases = [
         ("trixie", "version = [".to_owned(), "config.toml"),
         ("trixie", "disabled_plugins = [\"cri\"]\n".to_owned(), "version 1"),
-        ("sid", "version = 4\n".to_owned(), "its version is 4"),
+        ("sid", "version = 5\n".to_owned(), "its version is 5"),
+        // containerd 2.3 is the first to know it.
+        ("sid", "version = 4\n".to_owned(), "containerd says"),
         // What containerd can't read, we must not add to.
         ("trixie", "version = 2\noom_score = \"high\"\n".to_owned(), "containerd"),
         ("trixie", VERSION_3.to_owned(), "version `3` is not supported"),
@@ -110,11 +113,4 @@ fn another_installer_s_handler_in_an_imported_file_is_found() {
     fs::write(ground.at("/etc/containerd/kata.toml"), kata).unwrap();
     let refused = ground.node().install(&release(&folder.path().join("release"), "one"));
     assert!(matches!(refused, Err(Error::Taken { .. })), "{refused:?}");
-}
-
-fn runtimes(dump: &toml::Table) -> &toml::Table {
-    let plugins = &dump["plugins"];
-    let names = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime"];
-    let plugin = names.iter().find_map(|name| plugins.get(name)?.get("containerd")).unwrap();
-    plugin["runtimes"].as_table().unwrap()
 }

@@ -9,7 +9,8 @@ use guest_image::{Artifact, Manifest};
 use newer_debian::NewerDebian;
 use sha2::{Digest as _, Sha256, Sha384};
 
-use crate::root::{CONTAINERD, CURRENT, HOME};
+use crate::distribution::PLAIN;
+use crate::root::{CURRENT, HOME};
 use crate::{Node, Release};
 
 /// A folder that is a node's `/`: with systemd, and with a containerd of which nothing runs.
@@ -20,15 +21,23 @@ pub(crate) struct Ground {
 impl Ground {
     /// A node in an empty folder with this containerd; none, with a printed reason, where that can't be had.
     pub(crate) fn new(folder: &Path, suite: &str, configuration: Option<&str>) -> Option<Self> {
+        let files: Vec<_> = configuration.map(|text| (PLAIN.main, text)).into_iter().collect();
+        Self::with(folder, suite, PLAIN.programs[0], &files)
+    }
+
+    /// The same with containerd's program at this place, and these files.
+    pub(crate) fn with(folder: &Path, suite: &str, program: &str, files: &[(&str, &str)]) -> Option<Self> {
         let debian = NewerDebian::unpack(suite, &["containerd"]);
         let debian = debian.inspect_err(|reason| eprintln!("skipped: containerd can't be had: {reason}")).ok()?;
         let ground = Self { folder: folder.to_owned() };
-        for path in ["usr/bin", "run/systemd/system", "etc/containerd"] {
+        for path in ["run/systemd/system", "etc/containerd"] {
             fs::create_dir_all(folder.join(path)).unwrap();
         }
-        symlink(debian.path().join("usr/bin/containerd"), folder.join("usr/bin/containerd")).unwrap();
-        if let Some(text) = configuration {
-            fs::write(ground.at(CONTAINERD), text).unwrap();
+        ground.write(program, "");
+        fs::remove_file(ground.at(program)).unwrap();
+        symlink(debian.path().join("usr/bin/containerd"), ground.at(program)).unwrap();
+        for (path, text) in files {
+            ground.write(path, text);
         }
         Some(ground)
     }
@@ -41,14 +50,33 @@ impl Ground {
         self.folder.join(path.trim_start_matches('/'))
     }
 
+    pub(crate) fn write(&self, path: &str, text: &str) {
+        let path = self.at(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+
+    pub(crate) fn read(&self, path: &str) -> String {
+        fs::read_to_string(self.at(path)).unwrap()
+    }
+
     /// What containerd would have if it were started now, without its defaults' comments.
     pub(crate) fn dump(&self) -> toml::Table {
+        self.dump_of(PLAIN.programs[0], PLAIN.main)
+    }
+
+    /// The same of a containerd elsewhere.
+    pub(crate) fn dump_of(&self, program: &str, main: &str) -> toml::Table {
         // containerd looks for imports from `/`, which the node's folder is not.
-        let text = fs::read_to_string(self.at(CONTAINERD)).unwrap();
-        let here = self.folder.join("etc/containerd/conf.d");
+        let here = self.folder.to_str().unwrap();
+        let localized = |line: &str| match line.starts_with("imports") {
+            true => line.replace("\"/", &format!("\"{here}/")),
+            false => line.to_owned(),
+        };
+        let text: Vec<String> = self.read(main).lines().map(localized).collect();
         let main = self.folder.join("dumped.toml");
-        fs::write(&main, text.replace("/etc/containerd/conf.d", here.to_str().unwrap())).unwrap();
-        let mut command = std::process::Command::new(self.at("/usr/bin/containerd"));
+        fs::write(&main, text.join("\n")).unwrap();
+        let mut command = std::process::Command::new(self.at(program));
         let output = command.arg("--config").arg(&main).args(["config", "dump"]).output().unwrap();
         fs::remove_file(main).unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -122,7 +150,24 @@ pub(crate) fn release(folder: &Path, words: &str) -> Release {
     let image = folder.join("share/guest-image");
     fs::write(image.join("manifest.json"), serde_json::to_vec(&manifest).unwrap()).unwrap();
     fs::write(image.join("reference-values.json"), manifest.reference_values()).unwrap();
+    fs::write(folder.join("version"), "0.1.0\n").unwrap();
+    sum(folder);
     Release::open(folder).unwrap()
+}
+
+/// The handlers in what containerd has.
+pub(crate) fn runtimes(dump: &toml::Table) -> &toml::Table {
+    let plugins = &dump["plugins"];
+    let names = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime"];
+    let plugin = names.iter().find_map(|name| plugins.get(name)?.get("containerd")).unwrap();
+    plugin["runtimes"].as_table().unwrap()
+}
+
+/// Writes down what a release's files are.
+pub(crate) fn sum(release: &Path) {
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", "sha256sum version bin/* share/guest-image/* > SHA256SUMS"]).current_dir(release);
+    assert!(command.status().unwrap().success());
 }
 
 /// A configuration as people have it: with comments, runc's cgroups by systemd, and a mirror.

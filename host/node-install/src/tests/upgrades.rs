@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::{Child, Command, Stdio};
 
-use super::ground::{Ground, VERSION_3, release};
+use super::ground::{Ground, VERSION_3, release, sum};
 use crate::root::{CURRENT, JOURNAL, VERSIONS};
 use crate::{Error, Verdict};
 
@@ -89,6 +89,18 @@ fn a_release_that_is_not_whole_is_refused() {
     let first = release(&place, "one").version().to_owned();
     assert_eq!(release(&place, "one").version(), first, "the same content has the same name");
     assert_ne!(release(&place, "two").version(), first);
+
+    fs::write(place.join("bin/cocoon"), "another").unwrap();
+    let error = crate::Release::open(&place).unwrap_err().to_string();
+    assert!(error.contains("bin/cocoon is not what SHA256SUMS says"), "{error}");
+    sum(&place);
+    crate::Release::open(&place).unwrap();
+    fs::write(place.join("version"), "../1\n").unwrap();
+    let error = crate::Release::open(&place).unwrap_err().to_string();
+    assert!(error.contains("no version's number"), "{error}");
+    fs::write(place.join("version"), "0.2.0\n").unwrap();
+    sum(&place);
+    assert!(crate::Release::open(&place).unwrap().version().starts_with("0.2.0-"));
 
     fs::write(place.join("share/guest-image/initramfs"), "cut").unwrap();
     let error = crate::Release::open(&place).unwrap_err().to_string();
