@@ -9,24 +9,27 @@ mod pod;
 mod processes;
 mod snapshotter;
 mod streams;
+mod traces;
 
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use cri::{ImageServiceClient, RuntimeServiceClient};
 use tokio::sync::watch;
+use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
 pub use self::cocoon::Cocoon;
-pub use self::container::{Container, ContainerSpec, DetachedContainer, Executed, LogLine};
+pub use self::container::{Container, ContainerSpec, Executed, LogLine};
 pub use self::containerd::Containerd;
 use self::containerd::{SOCKET, Service};
 use self::namespaces::Namespaces;
-pub use self::pod::{DetachedPod, Pod, PodSpec};
+pub use self::pod::{Pod, PodSpec};
 pub use self::processes::Process;
 pub use self::snapshotter::Snapshotter;
 pub use self::streams::Session;
@@ -41,10 +44,10 @@ pub struct Node {
     namespaces: Namespaces,
     /// What was mounted before there was any pod.
     mounts: Vec<String>,
-    containerd: Service,
+    containerd: Mutex<Service>,
     channel: Channel,
     /// Changes with each event of a container.
-    events: watch::Receiver<()>,
+    events: Arc<watch::Sender<()>>,
     pods: AtomicU32,
 }
 
@@ -81,9 +84,10 @@ impl Node {
         let handlers = cocoon.map(|cocoon| cocoon.install(&namespaces, version)).unwrap_or_default();
         let mounts = namespaces.mounts();
         let containerd = Service::start(&namespaces, version, programs, &folder, &pause, &handlers);
-        let (channel, events) = connect(&namespaces).await;
-        let pods = AtomicU32::new(0);
+        let channel = connect(&namespaces).await;
+        let (containerd, events, pods) = (Mutex::new(containerd), Arc::new(watch::Sender::new(())), AtomicU32::new(0));
         let node = Self { name, folder, version, namespaces, mounts, containerd, channel, events, pods };
+        node.listen();
         node.pull(&pause).await;
         Ok(node)
     }
@@ -103,8 +107,28 @@ impl Node {
     /// # Panics
     /// If it can't be pulled.
     pub async fn pull(&self, image: &str) {
-        let request = cri::PullImageRequest { image: Some(image_spec(image)), ..Default::default() };
-        self.images().pull_image(request).await.unwrap_or_else(|status| panic!("{image} can't be pulled: {status}"));
+        self.try_pull(image, "", None).await.unwrap_or_else(|status| panic!("{image} can't be pulled: {status}"));
+    }
+
+    /// Pulls an image for pods of a handler, as a kubelet does that knows an account (`user:password`) for its registry.
+    ///
+    /// # Errors
+    /// What the kubelet would be told.
+    pub async fn try_pull(&self, image: &str, handler: &str, account: Option<&str>) -> Result<(), Status> {
+        let annotations = [("io.containerd.cri.runtime-handler".to_owned(), handler.to_owned())].into();
+        let sandbox = cri::PodSandboxConfig { annotations, ..Default::default() };
+        let image = cri::ImageSpec { runtime_handler: handler.to_owned(), ..image_spec(image) };
+        let account = account.and_then(|account| account.split_once(':')).map(|(user, password)| cri::AuthConfig {
+            username: user.to_owned(),
+            password: password.to_owned(),
+            ..Default::default()
+        });
+        let request = cri::PullImageRequest {
+            image: Some(image),
+            auth: account,
+            sandbox_config: (!handler.is_empty()).then_some(sandbox),
+        };
+        self.images().pull_image(request).await.map(drop)
     }
 
     /// Whether containerd has an image.
@@ -130,8 +154,34 @@ impl Node {
     /// # Panics
     /// If containerd does not answer.
     pub async fn pods(&self) -> Vec<String> {
-        let answer = self.runtime().list_pod_sandbox(cri::ListPodSandboxRequest {}).await.unwrap();
-        answer.into_inner().items.into_iter().map(|pod| pod.id).collect()
+        self.try_pods().await.unwrap()
+    }
+
+    /// The ids of all pods that containerd knows.
+    ///
+    /// # Errors
+    /// What the kubelet would be told.
+    pub async fn try_pods(&self) -> Result<Vec<String>, Status> {
+        let answer = self.runtime().list_pod_sandbox(cri::ListPodSandboxRequest {}).await?;
+        Ok(answer.into_inner().items.into_iter().map(|pod| pod.id).collect())
+    }
+
+    /// Stops a pod, as often as one likes.
+    ///
+    /// # Errors
+    /// What the kubelet would be told.
+    pub async fn stop_pod(&self, id: &str) -> Result<(), Status> {
+        let request = cri::StopPodSandboxRequest { pod_sandbox_id: id.to_owned() };
+        self.runtime().stop_pod_sandbox(request).await.map(drop)
+    }
+
+    /// Removes a pod with its containers, running or not.
+    ///
+    /// # Errors
+    /// What the kubelet would be told.
+    pub async fn remove_pod(&self, id: &str) -> Result<(), Status> {
+        let request = cri::RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() };
+        self.runtime().remove_pod_sandbox(request).await.map(drop)
     }
 
     /// The ids of all containers that containerd knows but those of pods themselves, sorted.
@@ -149,9 +199,18 @@ impl Node {
     ///
     /// # Panics
     /// If it does not start.
-    pub async fn restart_containerd(&mut self) {
-        self.containerd.restart(&self.namespaces);
-        (self.channel, self.events) = connect(&self.namespaces).await;
+    pub async fn restart_containerd(&self) {
+        self.containerd.lock().unwrap().restart("TERM", &self.namespaces);
+        self.reconnect().await;
+    }
+
+    /// Ends containerd at once, as a crash does, and starts it again; pods go on meanwhile.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub async fn crash_containerd(&self) {
+        self.containerd.lock().unwrap().restart("KILL", &self.namespaces);
+        self.reconnect().await;
     }
 
     /// Makes a port of the host's loopback reachable for pods, at 10.0.2.2 as in the network of `cocoon run`.
@@ -174,8 +233,13 @@ impl Node {
 
     /// The processes of pods, shims included, whose command line contains `text`.
     pub fn processes(&self, text: &str) -> Vec<Process> {
-        let all = Process::descendants(&[self.namespaces.init(), self.containerd.pid()]);
+        let all = Process::descendants(&[self.namespaces.init(), self.containerd_pid()]);
         all.into_iter().filter(|process| process.command.contains(text)).collect()
+    }
+
+    /// containerd's process, as the host numbers it.
+    pub fn containerd_pid(&self) -> u32 {
+        self.containerd.lock().unwrap().pid()
     }
 
     /// Ends a process of the node at once, as a crash does, and waits for its end.
@@ -196,46 +260,12 @@ impl Node {
 
     /// What containerd said so far.
     pub fn log(&self) -> String {
-        self.containerd.log()
-    }
-
-    /// What pods have left after the last one was removed and what was told to end has ended: nothing, it should be.
-    ///
-    /// # Panics
-    /// If the node can't be looked at.
-    pub async fn leftovers(&self) -> Vec<String> {
-        let deadline = Instant::now() + END_LIMIT;
-        for process in self.processes("") {
-            process.ended(deadline.saturating_duration_since(Instant::now())).await;
-        }
-        self.traces()
-    }
-
-    /// Processes, mounts, network interfaces, files and control groups that a node has only while pods are on it.
-    ///
-    /// # Panics
-    /// If the node can't be looked at.
-    pub fn traces(&self) -> Vec<String> {
-        let processes = self.processes("").into_iter();
-        let mut left: Vec<String> = processes.map(|process| format!("process {}", process.command)).collect();
-        let mounts = self.namespaces.mounts().into_iter().filter(|mount| !self.mounts.contains(mount));
-        left.extend(mounts.map(|mount| format!("mount {mount}")));
-        for folder in ["/run/cocoon", "/run/netns", "/run/containerd/s"] {
-            let entries = fs::read_dir(self.path(folder)).into_iter().flatten().flatten();
-            left.extend(entries.map(|entry| format!("file {folder}/{}", entry.file_name().display())));
-        }
-        let links = self.command("ip").args(["-brief", "link"]).output().unwrap();
-        let links = String::from_utf8_lossy(&links.stdout).into_owned();
-        // The bridge stays for the next pod.
-        let of_pods = links.lines().filter(|line| !line.starts_with("lo ") && !line.starts_with(BRIDGE));
-        left.extend(of_pods.map(|line| format!("network interface {line}")));
-        left.extend(self.control_groups().into_iter().map(|group| format!("control group {}", group.display())));
-        left
+        self.containerd.lock().unwrap().log()
     }
 
     /// Looks after each of containerd's events until `look` finds something or `limit` has passed.
     async fn until<T>(&self, limit: Duration, look: impl AsyncFn() -> Option<T>) -> Option<T> {
-        let mut events = self.events.clone();
+        let mut events = self.events.subscribe();
         let found = async {
             loop {
                 if let Some(found) = look().await {
@@ -247,9 +277,30 @@ impl Node {
         tokio::time::timeout(limit, found).await.ok()
     }
 
-    /// The control groups of the node's pods, the inner ones first.
-    fn control_groups(&self) -> Vec<PathBuf> {
-        hierarchies().iter().flat_map(|tree| groups_in(&tree.join(&self.name))).collect()
+    /// Waits until containerd, which has just started, answers, and listens to its events again.
+    async fn reconnect(&self) {
+        let answers = async {
+            // The old connection is given up at the first attempt.
+            while self.runtime().status(cri::StatusRequest::default()).await.is_err() {
+                tokio::time::sleep(PAUSE_BETWEEN_CALLS).await;
+            }
+        };
+        tokio::time::timeout(END_LIMIT, answers).await.expect("containerd answers");
+        self.listen();
+    }
+
+    /// Takes note of containerd's events until it ends.
+    fn listen(&self) {
+        let (mut client, events) = (self.runtime(), Arc::clone(&self.events));
+        // For all who wait: of two streams each would get only some.
+        tokio::spawn(async move {
+            // Its answer begins with the first event.
+            let Ok(stream) = client.get_container_events(cri::GetEventsRequest {}).await else { return };
+            let mut stream = stream.into_inner();
+            while let Ok(Some(_)) = stream.message().await {
+                events.send_replace(());
+            }
+        });
     }
 
     fn runtime(&self) -> RuntimeServiceClient<Channel> {
@@ -266,7 +317,7 @@ impl Drop for Node {
         self.namespaces.end();
         remove_groups(|name| name == self.name);
         if std::thread::panicking() {
-            eprintln!("containerd of {}:\n{}", self.name, self.containerd.log());
+            eprintln!("containerd of {}:\n{}", self.name, self.log());
         }
     }
 }
@@ -316,21 +367,9 @@ fn hierarchies() -> Vec<PathBuf> {
     found
 }
 
-async fn connect(namespaces: &Namespaces) -> (Channel, watch::Receiver<()>) {
+async fn connect(namespaces: &Namespaces) -> Channel {
     let endpoint = Endpoint::from_shared(format!("unix:{}", namespaces.path(SOCKET).display())).unwrap();
-    let channel = endpoint.timeout(CALL_LIMIT).connect().await.unwrap();
-    let mut client = RuntimeServiceClient::new(channel.clone());
-    let (happened, events) = watch::channel(());
-    // For all who wait: of two streams each would get only some.
-    tokio::spawn(async move {
-        // Its answer begins with the first event.
-        let Ok(stream) = client.get_container_events(cri::GetEventsRequest {}).await else { return };
-        let mut stream = stream.into_inner();
-        while let Ok(Some(_)) = stream.message().await {
-            happened.send_replace(());
-        }
-    });
-    (channel, events)
+    endpoint.timeout(CALL_LIMIT).connect().await.unwrap()
 }
 
 /// A bridge for the pods, with addresses of both kinds and ports mapped from the node.
@@ -371,6 +410,7 @@ const BRIDGE: &str = "cni0";
 /// The sandbox container of ordinary handlers.
 const PAUSE: &str = "trap 'exit 0' TERM INT; sleep 2147483647 & wait";
 const MESSAGE: usize = 32 << 20;
+const PAUSE_BETWEEN_CALLS: Duration = Duration::from_millis(50);
 /// For processes of a pod that was removed.
 const END_LIMIT: Duration = Duration::from_secs(10);
 /// Longest of all: a pod's boot and an image's pull under software emulation.

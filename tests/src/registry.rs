@@ -4,6 +4,7 @@ use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use rcgen::{CertifiedKey, generate_simple_self_signed};
@@ -16,7 +17,7 @@ pub struct Registry {
     folder: PathBuf,
     port: u16,
     certificate: String,
-    server: Daemon,
+    server: Mutex<Daemon>,
 }
 
 impl Registry {
@@ -31,7 +32,18 @@ impl Registry {
         fs::write(folder.join("tls.key"), signing_key.serialize_pem()).unwrap();
 
         let (port, server) = (0..ATTEMPTS).find_map(|_| Self::serve(folder)).expect("a registry");
-        Self { folder: folder.to_owned(), port, certificate, server }
+        Self { folder: folder.to_owned(), port, certificate, server: Mutex::new(server) }
+    }
+
+    /// Ends it at once, as a crash does, and starts it again at the same port.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub fn crash_and_restart(&self) {
+        let mut server = self.server.lock().unwrap();
+        server.kill();
+        *server = run_server(&self.folder);
+        server.wait_for(READY, LIMIT);
     }
 
     /// The registry can't be asked for a free port, so one is found and given to it. It may be taken meanwhile.
@@ -43,8 +55,8 @@ impl Registry {
             root = folder.display()
         );
         fs::write(folder.join("config.yml"), configuration).unwrap();
-        let server = Daemon::start(Command::new("docker-registry").arg("serve").arg(folder.join("config.yml")));
-        server.try_wait_for("listening on", Duration::from_secs(30)).ok()?;
+        let server = run_server(folder);
+        server.try_wait_for(READY, LIMIT).ok()?;
         Some((port, server))
     }
 
@@ -122,7 +134,7 @@ impl Registry {
 
     /// What it said so far; it says a line for each request.
     pub fn log(&self) -> String {
-        self.server.text()
+        self.server.lock().unwrap().text()
     }
 
     /// Where the registry keeps its blobs.
@@ -131,4 +143,10 @@ impl Registry {
     }
 }
 
+fn run_server(folder: &Path) -> Daemon {
+    Daemon::start(Command::new("docker-registry").arg("serve").arg(folder.join("config.yml")))
+}
+
 const ATTEMPTS: usize = 5;
+const READY: &str = "listening on";
+const LIMIT: Duration = Duration::from_secs(30);

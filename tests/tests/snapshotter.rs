@@ -52,7 +52,7 @@ async fn a_pod_has_its_image_from_the_node_and_without_it_from_the_registry() {
             return;
         }
     };
-    let mut snapshotter = Snapshotter::start(&node);
+    let snapshotter = Snapshotter::start(&node);
     snapshotter.pull(&first).await;
     snapshotter.pull(&second).await;
     let annotation = "io.katacontainers.config.hypervisor.cc_init_data";

@@ -356,26 +356,8 @@ impl<'a> Container<'a> {
         found.unwrap_or_else(|()| panic!("no {text:?} within {limit:?} in the log:\n{}", self.raw_log()))
     }
 
-    /// The container without its node.
-    pub fn detach(self) -> DetachedContainer {
-        DetachedContainer { id: self.id, log: self.log }
-    }
-
     fn raw_log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
-    }
-}
-
-/// A container without the node that it is on, while that is changed.
-pub struct DetachedContainer {
-    id: String,
-    log: PathBuf,
-}
-
-impl DetachedContainer {
-    /// The container on its node again.
-    pub fn attach(self, node: &Node) -> Container<'_> {
-        Container { node, id: self.id, log: self.log }
     }
 }
 

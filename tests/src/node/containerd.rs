@@ -102,9 +102,9 @@ impl Service {
         Self { programs, configuration, process }
     }
 
-    /// Ends it, and starts it again.
-    pub(super) fn restart(&mut self, namespaces: &Namespaces) {
-        run("kill", ["-TERM", &self.pid().to_string()]);
+    /// Ends it by a signal, and starts it again.
+    pub(super) fn restart(&mut self, signal: &str, namespaces: &Namespaces) {
+        run("kill", ["-s", signal, &self.pid().to_string()]);
         self.process.ended(LIMIT);
         self.process = serve(namespaces, &self.programs, &self.configuration);
     }
@@ -112,6 +112,13 @@ impl Service {
     /// Its process, as the host numbers it; ours is nsenter, which passes no signal on.
     pub(super) fn pid(&self) -> u32 {
         processes::child_of(self.process.pid())
+    }
+
+    /// What its own client says to a question about pods, if it answers.
+    pub(super) fn ctr(&self, namespaces: &Namespaces, arguments: &[&str]) -> Option<String> {
+        let mut command = namespaces.command(self.programs.join("ctr"));
+        let output = command.args(["--address", SOCKET, "--namespace", "k8s.io"]).args(arguments).output().unwrap();
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     /// What it said.
@@ -125,7 +132,7 @@ fn serve(namespaces: &Namespaces, programs: &Path, configuration: &Path) -> Daem
     // Proxies of the machine are none of the laboratory's.
     // For the sandbox service containerd does not look at a handler's runtime_path.
     let path = format!("{}:/opt/cocoon/bin:/usr/sbin:/usr/bin:/sbin:/bin", programs.display());
-    command.env_clear().env("PATH", path);
+    command.env_clear().env("PATH", path).env("TMPDIR", "/run/tmp");
     let process = Daemon::start(command.arg("--config").arg(configuration));
     process.wait_for("containerd successfully booted", LIMIT);
     process

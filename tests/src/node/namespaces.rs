@@ -119,6 +119,7 @@ const SET_UP: &str = "
 hostname \"$1\"
 mount -t tmpfs -o mode=755 tmpfs /run
 mkdir /run/etc /run/etc-work
+mkdir --mode 1777 /run/tmp
 mount -t overlay -o lowerdir=/etc,upperdir=/run/etc,workdir=/run/etc-work overlay /etc
 mount -t tmpfs -o mode=755 tmpfs /opt
 ip link set lo up

@@ -8,7 +8,7 @@ use std::time::Duration;
 use cri::{
     DnsConfig, LinuxContainerResources, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceMode,
     NamespaceOption, PodSandboxConfig, PodSandboxMetadata, PodSandboxState, PodSandboxStatusRequest, PortMapping,
-    RemovePodSandboxRequest, RunPodSandboxRequest, StopPodSandboxRequest,
+    RunPodSandboxRequest,
 };
 use tonic::Status;
 
@@ -17,6 +17,7 @@ use super::streams::{self, Session};
 use super::{Node, hierarchies};
 
 /// A pod that is being described.
+#[derive(Clone)]
 pub struct PodSpec<'a> {
     node: &'a Node,
     handler: String,
@@ -53,6 +54,12 @@ impl<'a> PodSpec<'a> {
     /// The runtime handler; runc by default.
     pub fn handler(mut self, handler: &str) -> Self {
         self.handler = handler.to_owned();
+        self
+    }
+
+    /// How often this pod was run before.
+    pub fn attempt(mut self, attempt: u32) -> Self {
+        self.config.metadata.as_mut().unwrap().attempt = attempt;
         self
     }
 
@@ -131,12 +138,6 @@ pub struct Pod<'a> {
     pub(super) node: &'a Node,
     id: String,
     pub(super) config: PodSandboxConfig,
-}
-
-/// A pod without the node that it is on, while that is changed.
-pub struct DetachedPod {
-    id: String,
-    config: PodSandboxConfig,
 }
 
 impl<'a> Pod<'a> {
@@ -224,8 +225,7 @@ impl<'a> Pod<'a> {
     /// # Errors
     /// What the kubelet would be told.
     pub async fn stop(&self) -> Result<(), Status> {
-        let request = StopPodSandboxRequest { pod_sandbox_id: self.id.clone() };
-        self.node.runtime().stop_pod_sandbox(request).await.map(drop)
+        self.node.stop_pod(&self.id).await
     }
 
     /// Stops it and removes it with its containers, and the control group that a kubelet removes.
@@ -234,14 +234,8 @@ impl<'a> Pod<'a> {
     /// If it can't be removed.
     pub async fn remove(self) {
         self.stop().await.unwrap();
-        let request = RemovePodSandboxRequest { pod_sandbox_id: self.id.clone() };
-        self.node.runtime().remove_pod_sandbox(request).await.unwrap();
+        self.node.remove_pod(&self.id).await.unwrap();
         remove_group(&self.config);
-    }
-
-    /// The pod without its node.
-    pub fn detach(self) -> DetachedPod {
-        DetachedPod { id: self.id, config: self.config }
     }
 }
 
@@ -249,12 +243,5 @@ impl<'a> Pod<'a> {
 fn remove_group(config: &PodSandboxConfig) {
     for tree in hierarchies() {
         let _ = fs::remove_dir(tree.join(&config.linux.as_ref().unwrap().cgroup_parent[1..]));
-    }
-}
-
-impl DetachedPod {
-    /// The pod on its node again.
-    pub fn attach(self, node: &Node) -> Pod<'_> {
-        Pod { node, id: self.id, config: self.config }
     }
 }

@@ -3,17 +3,16 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::process::Command;
+use std::sync::Mutex;
 use std::time::Duration;
 
-use tonic::Status;
-
-use super::{Containerd, Node, image_spec, processes};
+use super::{Containerd, Node, PAUSE_BETWEEN_CALLS, processes};
 use crate::{Daemon, Lab, run};
 
 /// A snapshotter that runs on a node.
 pub struct Snapshotter<'a> {
     node: &'a Node,
-    process: Daemon,
+    process: Mutex<Daemon>,
 }
 
 impl<'a> Snapshotter<'a> {
@@ -22,19 +21,37 @@ impl<'a> Snapshotter<'a> {
     /// # Panics
     /// If it does not start.
     pub fn start(node: &'a Node) -> Self {
-        Self { node, process: serve(node) }
+        Self { node, process: Mutex::new(serve(node)) }
     }
 
     /// Kills it, removes all that it has written, and starts it again.
     ///
     /// # Panics
     /// If it does not start.
-    pub fn wipe_and_restart(&mut self) {
+    pub fn wipe_and_restart(&self) {
+        self.crash(|| fs::remove_dir_all(self.node.folder.join("snapshotter")).unwrap());
+    }
+
+    /// Ends it at once, as a crash does, and starts it again.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub fn crash_and_restart(&self) {
+        self.crash(|| {});
+    }
+
+    fn crash(&self, meanwhile: impl FnOnce()) {
+        let mut process = self.process.lock().unwrap();
         // Ours is nsenter, which passes no signal on.
-        run("kill", ["-KILL", &processes::child_of(self.process.pid()).to_string()]);
-        self.process.ended(LIMIT);
-        fs::remove_dir_all(self.node.folder.join("snapshotter")).unwrap();
-        self.process = serve(self.node);
+        run("kill", ["-KILL", &processes::child_of(process.pid()).to_string()]);
+        process.ended(LIMIT);
+        meanwhile();
+        *process = serve(self.node);
+    }
+
+    /// Its process, as the host numbers it.
+    pub fn pid(&self) -> u32 {
+        processes::child_of(self.process.lock().unwrap().pid())
     }
 
     /// Pulls an image as a kubelet does for a pod of handler `cocoon`, as often as it takes: containerd connects to a
@@ -45,28 +62,19 @@ impl<'a> Snapshotter<'a> {
     pub async fn pull(&self, image: &str) {
         let mut refused = None;
         let again = async {
-            while let Err(status) = self.try_pull(image).await {
+            while let Err(status) = self.node.try_pull(image, "cocoon", None).await {
                 refused = Some(status);
                 // The end of that pause is no event that one could wait for.
-                tokio::time::sleep(Duration::from_millis(50)).await;
+                tokio::time::sleep(PAUSE_BETWEEN_CALLS).await;
             }
         };
         let pulled = tokio::time::timeout(LIMIT, again).await;
         assert!(pulled.is_ok(), "{image} can't be pulled: {refused:?}");
     }
 
-    async fn try_pull(&self, image: &str) -> Result<(), Status> {
-        let handler = "cocoon".to_owned();
-        let annotations = [("io.containerd.cri.runtime-handler".to_owned(), handler.clone())].into();
-        let sandbox = cri::PodSandboxConfig { annotations, ..Default::default() };
-        let image = cri::ImageSpec { runtime_handler: handler, ..image_spec(image) };
-        let request = cri::PullImageRequest { image: Some(image), sandbox_config: Some(sandbox), ..Default::default() };
-        self.node.images().pull_image(request).await.map(drop)
-    }
-
     /// What it said so far.
     pub fn log(&self) -> String {
-        self.process.text()
+        self.process.lock().unwrap().text()
     }
 }
 

@@ -23,12 +23,17 @@ impl Ground {
 
     /// The same with another of the published policies.
     pub async fn with(version: Containerd, policy: &str) -> Option<Self> {
+        Self::on(version, policy, &Cocoon::new()).await
+    }
+
+    /// The same with another configuration of the handler.
+    pub async fn on(version: Containerd, policy: &str, cocoon: &Cocoon) -> Option<Self> {
         let lab = Lab::new();
         let registry = lab.registry();
         let image = registry.push(Image::busybox(&lab, "app", "echo the image; exec sleep 3600").layout(), "app");
         let initdata =
             InitDataFiles::without_trustee(example_policy(policy, &image), &registry).annotation(&lab, "initdata");
-        let node = Node::start(&lab, &registry, version, Some(&Cocoon::new())).await;
+        let node = Node::start(&lab, &registry, version, Some(cocoon)).await;
         let node = node.inspect_err(|reason| eprintln!("skipped: there can't be a node: {reason}")).ok()?;
         node.pull(&image).await;
         Some(Self { node, image, initdata, registry, lab })

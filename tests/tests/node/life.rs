@@ -9,7 +9,7 @@ use crate::ground::{ECHO, Ground, LIMIT, versions};
 #[tokio::test(flavor = "multi_thread")]
 async fn containers_come_and_go_while_their_pod_stays() {
     for version in versions() {
-        let Some(mut ground) = Ground::new(version).await else { return };
+        let Some(ground) = Ground::new(version).await else { return };
         let image = ground.image.clone();
         let pod = ground.pod("life").run().await;
 
@@ -56,11 +56,7 @@ async fn containers_come_and_go_while_their_pod_stays() {
         // containerd comes back to what it left.
         let mut known = [polite.id(), stubborn.id(), job.id()].map(str::to_owned);
         known.sort();
-        let (polite, stubborn, job, pod) = (polite.detach(), stubborn.detach(), job.detach(), pod.detach());
         ground.node.restart_containerd().await;
-        let pod = pod.attach(&ground.node);
-        let (polite, stubborn) = (polite.attach(&ground.node), stubborn.attach(&ground.node));
-        let job = job.attach(&ground.node);
         assert_eq!(ground.node.containers().await, known);
         assert!(pod.is_ready().await && polite.is_running().await && stubborn.is_running().await);
         assert_eq!(polite.exec(&["echo", "again"]).await.stdout, "again\n");

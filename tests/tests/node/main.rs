@@ -8,4 +8,5 @@ mod laboratory;
 mod life;
 mod page;
 mod policy;
+mod rounds;
 mod world;
