@@ -45,6 +45,8 @@ CloseStdinRequest := true
 
 TtyWinResizeRequest := true
 
+PortForwardRequest := true
+
 CopyFileRequest := true
 
 GetOOMEventRequest := true

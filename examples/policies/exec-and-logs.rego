@@ -19,6 +19,7 @@ policy_data := {
     }
   ],
   "exec_commands": [],
+  "forwarded_ports": [],
   "output_leaves_the_guest": true,
   "env_patterns": [
     "^PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin$",
@@ -250,6 +251,9 @@ ExecProcessRequest if {
 		variable in data.pstate[input.container_id]
 	}
 }
+
+# Whom the host may connect to on the pod's loopback interface. What listens at the pod's own address, its network reaches anyway.
+PortForwardRequest if input.port in policy_data.forwarded_ports
 
 # What containers print, and why they say they ended.
 ReadStreamRequest if policy_data.output_leaves_the_guest

@@ -18,6 +18,7 @@ mod creation;
 mod devices;
 mod disks;
 mod fault;
+mod forward;
 mod guest;
 mod helper;
 mod id;

@@ -1,5 +1,6 @@
 //! Composes the guest's roles: attestation agent, data hub, workload API and agent, as tasks of one process.
 
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -68,6 +69,7 @@ async fn run(attester: Attester, initdata: Option<InitData>) -> Result<(), Error
     };
     tokio::select! {
         outcome = Arc::clone(&agent).serve(AGENT) => Ok(outcome?),
+        outcome = Arc::clone(&agent).serve_ports(PORTS, &[WORKLOADS]) => Ok(outcome?),
         outcome = ready => outcome,
         // All that the first answer need not wait for.
         outcome = serve_pod(attestation, hub, drivers, agent.events()) => outcome,
@@ -88,7 +90,6 @@ async fn serve_pod(
     drivers.send_replace(true);
     agent::bring_up_loopback().await?;
 
-    let address = WORKLOADS.parse().map_err(|_| Error::Address)?;
     let command_line = process::command_line();
     let features = process::kernel_parameter(&command_line, FEATURES).map_or(Ok(Features::default()), str::parse)?;
     let resources = Arc::new(HubResources(Arc::clone(&hub)));
@@ -103,7 +104,7 @@ async fn serve_pod(
             None => std::future::pending().await,
         }
     };
-    let workload_api = WorkloadApi::bind(address, api).await?;
+    let workload_api = WorkloadApi::bind((Ipv4Addr::LOCALHOST, WORKLOADS).into(), api).await?;
     let _attestation_api = attestation_agent::serve(Arc::clone(&attestation), attestation_agent::ADDRESS).await?;
     let mut attested = attestation.attested();
     let announce = async {
@@ -180,18 +181,19 @@ pub(crate) enum Error {
     WorkloadApi(#[from] workload_api::Error),
     #[error("workload API: {FEATURES} on the kernel's command line: {0}")]
     Features(#[from] workload_api::UnknownFeatures),
-    #[error("workload API: its address is not one")]
-    Address,
 }
 
 /// Any context id, the agent's port.
 const AGENT: &str = "vsock://-1:1024";
+/// Any context id, [`wire::port_forward::PORT`].
+const PORTS: &str = "vsock://-1:1031";
 /// As upstream's agent reads it from the kernel's command line.
 const FEATURES: &str = "agent.guest_components_rest_api";
 /// Whether changes to encrypted disks are noticed; `true` by default.
 const INTEGRITY: &str = "agent.secure_storage_integrity";
 /// A unix socket for the workload API, beside its address; none by default.
 const SOCKET: &str = "cocoon.workload_socket";
-const WORKLOADS: &str = "127.0.0.1:8006";
+/// The port of the workload API on the loopback interface.
+const WORKLOADS: u16 = 8006;
 /// One guest processor is the rule; a second thread keeps requests going beside a blocking policy.
 const WORKERS: usize = 2;

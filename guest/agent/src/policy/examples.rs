@@ -188,7 +188,7 @@ fn the_host_changes_nothing_under_the_strict_policy() {
 }
 
 #[test]
-fn commands_and_output_are_the_owner_s_to_allow() {
+fn commands_ports_and_output_are_the_owner_s_to_allow() {
     let exec = |args: &[&str], env: &[&str]| {
         let words = |words: &[&str]| -> Vec<String> { words.iter().map(ToString::to_string).collect() };
         let process = oci::Process { Args: words(args), Env: words(env), ..Default::default() };
@@ -202,9 +202,15 @@ fn commands_and_output_are_the_owner_s_to_allow() {
         policy("exec-and-logs.rego").decide(output, json!({"container_id": "c1"})).unwrap();
     }
 
+    let port = json!({"port": 8080});
+    assert!(strict.decide("PortForwardRequest", port.clone()).is_err());
+    policy("debug.rego").decide("PortForwardRequest", port.clone()).unwrap();
+
     let text = example("exec-and-logs.rego").replace("sha256:REPLACE_WITH_THE_DIGEST_OF_YOUR_IMAGE", DIGEST);
-    let policy =
-        Policy::parse(&text.replace("\"exec_commands\": []", "\"exec_commands\": [[\"ls\", \"-l\"]]")).unwrap();
+    let text = text.replace("\"exec_commands\": []", "\"exec_commands\": [[\"ls\", \"-l\"]]");
+    let policy = Policy::parse(&text.replace("\"forwarded_ports\": []", "\"forwarded_ports\": [8080]")).unwrap();
+    policy.decide("PortForwardRequest", port).unwrap();
+    assert!(policy.decide("PortForwardRequest", json!({"port": 8081})).is_err());
     assert!(
         policy.decide(ExecProcessRequest::NAME, exec(&["ls", "-l"], &["MODE=image"])).is_err(),
         "no such container"
