@@ -19,7 +19,7 @@ mod output;
 mod server;
 mod state;
 
-pub use costs::process;
+pub use costs::{of_guest, process};
 pub use failures::{Failure, Failures};
 pub use identity::Identity;
 pub use output::Output;

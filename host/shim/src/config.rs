@@ -8,7 +8,7 @@ use hypervisor::{QuoteService, Tee};
 use serde::Deserialize;
 use toml::{Table, Value};
 
-use crate::Error;
+use crate::{Error, Remote};
 
 /// The configuration of a pod, in tables and keys named like Kata's where they mean the same.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
@@ -26,17 +26,31 @@ pub struct Config {
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
 #[serde(default, deny_unknown_fields)]
 pub struct Hypervisor {
-    /// The only one there is.
+    /// A machine of this host.
     pub qemu: Machine,
+    /// A machine elsewhere in its place.
+    pub remote: Option<Remote>,
+}
+
+impl Hypervisor {
+    /// The processors of a pod without limits, wherever its machine is.
+    pub(crate) fn default_vcpus(&mut self) -> &mut u32 {
+        self.remote.as_mut().map_or(&mut self.qemu.default_vcpus, |remote| &mut remote.default_vcpus)
+    }
+
+    /// The memory of a pod without limits, wherever its machine is.
+    pub(crate) fn default_memory(&mut self) -> &mut u32 {
+        self.remote.as_mut().map_or(&mut self.qemu.default_memory, |remote| &mut remote.default_memory)
+    }
 }
 
 /// `[hypervisor.qemu]`.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(default, deny_unknown_fields)]
 pub struct Machine {
-    /// The guest's kernel. Default `/opt/cocoon/guest-image/vmlinux`.
+    /// The guest's kernel. Default `/opt/cocoon/current/share/guest-image/vmlinux`.
     pub kernel: PathBuf,
-    /// The guest's initramfs. Default `/opt/cocoon/guest-image/initramfs`.
+    /// The guest's initramfs. Default `/opt/cocoon/current/share/guest-image/initramfs`.
     pub initrd: PathBuf,
     /// What is added to the kernel's command line. Default empty.
     pub kernel_params: String,
@@ -66,8 +80,8 @@ pub struct Machine {
 impl Default for Machine {
     fn default() -> Self {
         Self {
-            kernel: "/opt/cocoon/guest-image/vmlinux".into(),
-            initrd: "/opt/cocoon/guest-image/initramfs".into(),
+            kernel: "/opt/cocoon/current/share/guest-image/vmlinux".into(),
+            initrd: "/opt/cocoon/current/share/guest-image/initramfs".into(),
             kernel_params: String::new(),
             default_vcpus: 1,
             default_memory: 2048,
@@ -155,11 +169,14 @@ pub struct Agent {
 pub struct GuestAgent {
     /// Seconds that creating a container may take, with the pull of its image. Default 300.
     pub create_container_timeout: u64,
+    /// Milliseconds that the guest may take to say that it is there; it is asked every 30 s, and a machine whose guest
+    /// hangs is ended. 0 asks nothing. Default 90000.
+    pub health_check_request_timeout_ms: u64,
 }
 
 impl Default for GuestAgent {
     fn default() -> Self {
-        Self { create_container_timeout: 300 }
+        Self { create_container_timeout: 300, health_check_request_timeout_ms: 90_000 }
     }
 }
 
@@ -169,11 +186,26 @@ impl Default for GuestAgent {
 pub struct Runtime {
     /// Whether the machine runs in the pod's cgroup, so that the pod's limits hold for it. Default true.
     pub sandbox_cgroup_only: bool,
+    /// Where emptyDirs are: `block-encrypted`, `block-plain` or `shared-fs`. Default `block-encrypted`.
+    pub emptydir_mode: EmptyDirMode,
+}
+
+/// Where emptyDirs are that are not of medium `Memory`.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq)]
+#[serde(rename_all = "kebab-case")]
+pub enum EmptyDirMode {
+    /// On a disk of the node, under a key that only the guest has.
+    #[default]
+    BlockEncrypted,
+    /// On a disk of the node, for all of it to read.
+    BlockPlain,
+    /// In the guest's memory: a guest shares no file system with its node.
+    SharedFs,
 }
 
 impl Default for Runtime {
     fn default() -> Self {
-        Self { sandbox_cgroup_only: true }
+        Self { emptydir_mode: EmptyDirMode::default(), sandbox_cgroup_only: true }
     }
 }
 
@@ -276,7 +308,7 @@ mod tests {
     fn the_page_about_the_shim_has_every_key_with_its_default() {
         let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/shim.md")).unwrap();
         // serde names the keys that it knows when it refuses one.
-        for table in ["hypervisor.qemu", "agent.kata", "runtime"] {
+        for table in ["hypervisor.qemu", "hypervisor.remote", "agent.kata", "runtime"] {
             let error = Config::parse(&format!("[{table}]\nnone = 1\n")).unwrap_err().to_string();
             let keys: Vec<_> = error.split('`').skip(3).step_by(2).collect();
             assert!(!keys.is_empty(), "{error}");
@@ -287,7 +319,8 @@ mod tests {
                 );
             }
         }
-        let Config { hypervisor: Hypervisor { qemu }, agent, runtime } = Config::default();
+        let Config { hypervisor: Hypervisor { qemu, .. }, agent, runtime } = Config::default();
+        let remote = Remote::default();
         for (key, value) in [
             ("kernel", format!("`{}`", qemu.kernel.display())),
             ("initrd", format!("`{}`", qemu.initrd.display())),
@@ -297,7 +330,11 @@ mod tests {
             ("overhead_memory", qemu.overhead_memory.to_string()),
             ("enable_annotations", format!("`{}`", qemu.enable_annotations.join("`, `"))),
             ("snp_guest_policy", qemu.snp_guest_policy.to_string()),
+            ("remote_hypervisor_socket", format!("`{}`", remote.remote_hypervisor_socket.display())),
+            ("remote_hypervisor_timeout", remote.remote_hypervisor_timeout.to_string()),
+            ("enable_annotations", format!("`{}`", remote.enable_annotations.join("`, `"))),
             ("create_container_timeout", agent.kata.create_container_timeout.to_string()),
+            ("health_check_request_timeout_ms", agent.kata.health_check_request_timeout_ms.to_string()),
             ("sandbox_cgroup_only", runtime.sandbox_cgroup_only.to_string()),
         ] {
             assert!(page.contains(&format!("| `{key}` | {value} |")), "{key} is {value}");

@@ -55,6 +55,11 @@ pub enum Error {
         "{request}: the guest's agent closed the connection; next: look at the guest's console in containerd's log"
     )]
     Closed { request: &'static str },
+    #[error(
+        "health: the guest has answered nothing for {seconds} s, {cause}; next: look at its last lines with \"cocoon doctor\"",
+        cause = if *.stopped { "and its machine's process is stopped by a signal" } else { "and the host did not keep it waiting" }
+    )]
+    Hung { seconds: u64, stopped: bool },
     #[error("the pod's machine has ended: {0}; next: remove the pod")]
     Ended(String),
     #[error("a task of the shim failed: {0}; next: report it as a defect")]
@@ -98,6 +103,22 @@ impl Error {
         Self::Timeout { request, seconds, next }
     }
 
+    /// Whether the guest's policy refused.
+    pub(crate) fn is_refusal(&self) -> bool {
+        matches!(self, Self::Denied { .. } | Self::Sandbox(sandbox::Error::Denied { .. }))
+    }
+
+    /// Its text, as long as anybody is told.
+    pub(crate) fn told(&self) -> String {
+        let mut text = self.to_string();
+        if text.len() > MAX_MESSAGE {
+            let end = (0..=MAX_MESSAGE).rev().find(|at| text.is_char_boundary(*at)).unwrap_or_default();
+            text.truncate(end);
+            text.push_str(" ...");
+        }
+        text
+    }
+
     /// The code that containerd acts on.
     fn code(&self) -> Code {
         match self {
@@ -117,13 +138,7 @@ impl Error {
 
 impl From<Error> for ttrpc::Error {
     fn from(error: Error) -> Self {
-        let mut message = error.to_string();
-        if message.len() > MAX_MESSAGE {
-            let end = (0..=MAX_MESSAGE).rev().find(|at| message.is_char_boundary(*at)).unwrap_or_default();
-            message.truncate(end);
-            message.push_str(" ...");
-        }
-        Self::RpcStatus(ttrpc::get_status(error.code(), message))
+        Self::RpcStatus(ttrpc::get_status(error.code(), error.told()))
     }
 }
 

@@ -6,6 +6,8 @@ use protobuf::well_known_types::empty::Empty;
 use ttrpc::context::with_duration;
 use wire_ttrpc::agent::*;
 use wire_ttrpc::agent_ttrpc::AgentServiceClient;
+use wire_ttrpc::health::CheckRequest;
+use wire_ttrpc::health_ttrpc::HealthClient;
 
 use crate::Error;
 use crate::metrics::Metrics as Counted;
@@ -14,12 +16,13 @@ use crate::metrics::Metrics as Counted;
 #[derive(Clone)]
 pub(crate) struct Guest {
     agent: AgentServiceClient,
+    health: HealthClient,
     metrics: Counted,
 }
 
 impl Guest {
-    pub(crate) fn new(agent: AgentServiceClient, metrics: Counted) -> Self {
-        Self { agent, metrics }
+    pub(crate) fn new(agent: AgentServiceClient, health: HealthClient, metrics: Counted) -> Self {
+        Self { agent, health, metrics }
     }
 }
 
@@ -32,8 +35,16 @@ impl Guest {
     ) -> Result<Empty, Error> {
         let begun = Instant::now();
         let answer = self.agent.create_container(with_duration(limit), &request).await;
-        self.metrics.guest_answered("CreateContainer", begun.elapsed());
+        self.metrics.guest_answered("grpc.CreateContainerRequest", begun.elapsed());
         answer.map_err(|error| Error::of_request("CreateContainer", limit, begun, error))
+    }
+
+    /// Asks whether it is there.
+    pub(crate) async fn check(&self, limit: Duration) -> Result<(), Error> {
+        let begun = Instant::now();
+        let answer = self.health.check(with_duration(limit), &CheckRequest::new()).await;
+        self.metrics.guest_answered("grpc.CheckRequest", begun.elapsed());
+        answer.map(drop).map_err(|error| Error::of_request("Check", limit, begun, error))
     }
 }
 
@@ -45,7 +56,7 @@ macro_rules! requests {
                 pub(crate) async fn $method(&self, request: $request) -> Result<$answer, Error> {
                     let begun = Instant::now();
                     let answer = self.agent.$method(with_duration($limit), &request).await;
-                    self.metrics.guest_answered(stringify!($name), begun.elapsed());
+                    self.metrics.guest_answered(concat!("grpc.", stringify!($request)), begun.elapsed());
                     answer.map_err(|error| Error::of_request(stringify!($name), $limit, begun, error))
                 }
             )*
@@ -71,6 +82,7 @@ requests! {
     CopyFile copy_file CopyFileRequest => Empty, SHORT;
     GetDiagnosticData get_diagnostic_data GetDiagnosticDataRequest => GetDiagnosticDataResponse, SHORT;
     GetOOMEvent get_oom_event GetOOMEventRequest => OOMEvent, FOREVER;
+    GetVolumeStats get_volume_stats VolumeStatsRequest => VolumeStatsResponse, SHORT;
     GetMetrics get_metrics GetMetricsRequest => Metrics, SHORT;
 }
 

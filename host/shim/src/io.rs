@@ -9,6 +9,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use management::Output as Heard;
 use rustix::fs::OFlags;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::unix::pipe;
@@ -84,13 +85,21 @@ impl Streams {
         Ok((streams, keeper))
     }
 
-    /// Carries the streams until they end, or a while after the process has.
-    pub(crate) fn carry(self, guest: &Guest, id: &ProcessId, terminal: bool, ended: &watch::Receiver<Phase>) -> Copies {
+    /// Carries the streams until they end, or a while after the process has. What comes out is heard besides.
+    pub(crate) fn carry(
+        self,
+        guest: &Guest,
+        id: &ProcessId,
+        terminal: bool,
+        ended: &watch::Receiver<Phase>,
+        heard: Option<Heard>,
+    ) -> Copies {
+        let hear = |output| Ear { output: or_nowhere(output), heard: heard.clone().map(Hearing::begin) };
         let mut copies = Vec::new();
         // Somebody has to take what nobody wants, or the process would wait for ever.
-        copies.push(tokio::spawn(Carrier::new(guest, id).take(Stream::Stdout, or_nowhere(self.stdout), ended.clone())));
+        copies.push(tokio::spawn(Carrier::new(guest, id).take(Stream::Stdout, hear(self.stdout), ended.clone())));
         if !terminal {
-            let stderr = or_nowhere(self.stderr);
+            let stderr = hear(self.stderr);
             copies.push(tokio::spawn(Carrier::new(guest, id).take(Stream::Stderr, stderr, ended.clone())));
         }
         let input = match self.stdin {
@@ -129,6 +138,28 @@ enum Stream {
     Stderr,
 }
 
+/// Where output goes.
+struct Ear {
+    output: Output,
+    heard: Option<Hearing>,
+}
+
+/// A stream of what is heard, which ends with this value.
+struct Hearing(Heard);
+
+impl Hearing {
+    fn begin(heard: Heard) -> Self {
+        heard.begin();
+        Self(heard)
+    }
+}
+
+impl Drop for Hearing {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
 struct Carrier {
     guest: Guest,
     id: ProcessId,
@@ -140,7 +171,7 @@ impl Carrier {
     }
 
     /// From the guest to the host.
-    async fn take(self, stream: Stream, mut output: Output, mut ended: watch::Receiver<Phase>) {
+    async fn take(self, stream: Stream, mut to: Ear, mut ended: watch::Receiver<Phase>) {
         // A process may leave others behind that hold its streams: they are listened to for a while only.
         let over = async {
             let _ = ended.wait_for(|phase| phase.exit().is_some()).await;
@@ -167,13 +198,16 @@ impl Carrier {
             match answer {
                 Ok(answer) if answer.data.is_empty() => return,
                 Ok(answer) => {
-                    if let Err(error) = output.write_all(&answer.data).await {
+                    if let Some(Hearing(heard)) = &to.heard {
+                        heard.push(&answer.data);
+                    }
+                    if let Err(error) = to.output.write_all(&answer.data).await {
                         // The process must not wait for a reader that is gone.
                         tracing::warn!(container = %self.id.container, %error, "output is lost from here on");
-                        output = Box::new(tokio::io::sink());
+                        to.output = Box::new(tokio::io::sink());
                     }
                     // What is read from a file or a logger must not wait for more.
-                    let _ = output.flush().await;
+                    let _ = to.output.flush().await;
                 }
                 Err(error) => {
                     tracing::debug!(container = %self.id.container, %error, "output ends");

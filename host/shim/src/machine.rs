@@ -3,9 +3,11 @@
 use async_trait::async_trait;
 use sandbox::{AttachedDisk, DiskConfig, Sandbox, SandboxConfig};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 use wire_ttrpc::agent_ttrpc::AgentServiceClient;
+use wire_ttrpc::health_ttrpc::HealthClient;
 
-use crate::Error;
+use crate::{Error, forward};
 
 /// What makes machines.
 #[async_trait]
@@ -13,15 +15,19 @@ pub(crate) trait Boot: Send + Sync + 'static {
     async fn boot(&self, config: SandboxConfig) -> Result<Machine, Error>;
 }
 
-/// Machines of QEMU.
-pub(crate) struct Qemu;
+/// Machines of QEMU, and those that an adaptor makes elsewhere.
+pub(crate) struct Hypervisors;
 
 #[async_trait]
-impl Boot for Qemu {
+impl Boot for Hypervisors {
     async fn boot(&self, config: SandboxConfig) -> Result<Machine, Error> {
+        let (name, network) = (config.name.clone(), config.network.clone());
         let sandbox = Sandbox::start(config).await?;
-        let (machine, owner) = Machine::new(sandbox.pid(), sandbox.agent().service().clone());
-        tokio::spawn(own(sandbox, owner));
+        // What is elsewhere can be reached at its agent alone.
+        let forwarding = sandbox.pid().map(|_| tokio::spawn(forward::serve(name, network)));
+        let agent = sandbox.agent();
+        let (machine, owner) = Machine::new(sandbox.pid(), agent.service().clone(), agent.health().clone());
+        tokio::spawn(own(sandbox, owner, forwarding));
         Ok(machine)
     }
 }
@@ -29,8 +35,9 @@ impl Boot for Qemu {
 /// A running machine. Clones are of the same one; when the last is dropped the machine ends.
 #[derive(Clone)]
 pub(crate) struct Machine {
-    pid: u32,
+    vmm: Option<u32>,
     agent: AgentServiceClient,
+    health: HealthClient,
     wishes: mpsc::Sender<Wish>,
     end: watch::Receiver<Option<String>>,
 }
@@ -43,8 +50,8 @@ pub(crate) struct Owner {
 
 /// What is wished of a machine.
 pub(crate) enum Wish {
-    /// Its end.
-    Stop,
+    /// Its end. Nothing is answered when that is done, but that it can't be done yet.
+    Stop(oneshot::Sender<Error>),
     /// A disk.
     Attach(DiskConfig, oneshot::Sender<Result<AttachedDisk, Error>>),
     /// A disk's end.
@@ -52,20 +59,30 @@ pub(crate) enum Wish {
 }
 
 impl Machine {
-    pub(crate) fn new(pid: u32, agent: AgentServiceClient) -> (Self, Owner) {
+    pub(crate) fn new(vmm: Option<u32>, agent: AgentServiceClient, health: HealthClient) -> (Self, Owner) {
         let (wish, wishes) = mpsc::channel(1);
         let (tell, end) = watch::channel(None);
-        (Self { pid, agent, wishes: wish, end }, Owner { wishes, end: tell })
+        (Self { vmm, agent, health, wishes: wish, end }, Owner { wishes, end: tell })
     }
 
-    /// The process id of the machine, which stands for those of all processes in it.
+    /// The process id that stands for those of all processes in it: the machine's, or our own for a machine elsewhere.
     pub(crate) fn pid(&self) -> u32 {
-        self.pid
+        self.vmm.unwrap_or_else(std::process::id)
+    }
+
+    /// The process id of the machine, if it is on this host.
+    pub(crate) fn vmm(&self) -> Option<u32> {
+        self.vmm
     }
 
     /// The agent in its guest.
     pub(crate) fn agent(&self) -> AgentServiceClient {
         self.agent.clone()
+    }
+
+    /// Whether that serves.
+    pub(crate) fn health(&self) -> HealthClient {
+        self.health.clone()
     }
 
     /// Why it ended, as soon as it has.
@@ -82,9 +99,19 @@ impl Machine {
     }
 
     /// Ends it, and returns when nothing of it is left.
-    pub(crate) async fn stop(&self) {
-        let _ = self.wishes.send(Wish::Stop).await;
-        self.wishes.closed().await;
+    ///
+    /// # Errors
+    /// [`Error::Sandbox`] for a machine elsewhere whose adaptor can't be told. It can be tried again.
+    pub(crate) async fn stop(&self) -> Result<(), Error> {
+        let (refuse, refused) = oneshot::channel();
+        let _ = self.wishes.send(Wish::Stop(refuse)).await;
+        match refused.await {
+            Ok(error) => Err(error),
+            Err(_) => {
+                self.wishes.closed().await;
+                Ok(())
+            }
+        }
     }
 
     /// Gives its guest a disk.
@@ -106,14 +133,19 @@ impl Machine {
     }
 }
 
-async fn own(sandbox: Sandbox, mut owner: Owner) {
+async fn own(sandbox: Sandbox, mut owner: Owner, forwarding: Option<JoinHandle<()>>) {
+    let mut refuse = None;
     let reason = loop {
         let wish = tokio::select! {
             reason = sandbox.exited() => break reason.to_string(),
             wish = owner.wishes.recv() => wish,
         };
         match wish {
-            Some(Wish::Stop) | None => break "it was stopped".to_owned(),
+            Some(Wish::Stop(asker)) => {
+                refuse = Some(asker);
+                break STOPPED.to_owned();
+            }
+            None => break STOPPED.to_owned(),
             Some(Wish::Attach(disk, answer)) => {
                 let _ = answer.send(sandbox.attach_disk(disk).await.map_err(Error::from));
             }
@@ -125,8 +157,26 @@ async fn own(sandbox: Sandbox, mut owner: Owner) {
     tracing::info!(%reason, "the pod's machine ends");
     // Whoever waits for processes hears of their end before the machine's last files are gone.
     let _ = owner.end.send(Some(reason));
-    sandbox.stop().await;
+    if let Some(forwarding) = forwarding {
+        forwarding.abort();
+    }
+    // The adaptor of a machine elsewhere may be away: whoever asks hears that, and may ask again.
+    while let Err(error) = sandbox.stop().await {
+        tracing::warn!(%error, "the pod's machine can't be ended yet");
+        if let Some(refuse) = refuse.take() {
+            let _ = refuse.send(error.into());
+        }
+        match owner.wishes.recv().await {
+            Some(Wish::Stop(asker)) => refuse = Some(asker),
+            // Disks end with their machine.
+            Some(Wish::Attach(..) | Wish::Detach(..)) => {}
+            None => break,
+        }
+    }
     drop(sandbox);
     // And whoever stops it hears when they are.
     drop(owner.wishes);
 }
+
+/// Why a machine ended that somebody wanted to end.
+pub(crate) const STOPPED: &str = "it was stopped";

@@ -1,105 +1,88 @@
-//! The management socket in a pod's folder: metrics, and where the guest's agent is reached.
+//! What the shim answers on its pod's management socket.
 
-use std::convert::Infallible;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use http_body_util::Full;
-use hyper::body::{Bytes, Incoming};
-use hyper::header::CONTENT_TYPE;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
-use tokio::net::UnixListener;
+use async_trait::async_trait;
+use management::{Owner, State};
+use sandbox::{Console, Directory, SandboxConfig, SandboxName};
+use tokio::sync::watch;
 
 use crate::Error;
-use crate::metrics::Metrics;
-use crate::pod::Pod;
+use crate::direct_volumes;
+use crate::phase::Phase;
+use crate::shim::Shim;
 
-/// Serves until the pod's machine ends.
-///
-/// # Errors
-/// [`Error::File`] where nothing can listen in the pod's folder.
-pub(crate) fn serve(pod: Arc<Pod>, metrics: Metrics, folder: PathBuf) -> Result<(), Error> {
-    let path = folder.join(SOCKET);
-    let listener = UnixListener::bind(&path).map_err(Error::file("management", &path))?;
-    let management = Arc::new(Management { pod: Arc::clone(&pod), metrics, folder });
-    tokio::spawn(async move {
-        tokio::select! {
-            () = management.accept(listener) => {}
-            _ = pod.machine().ended() => {}
-        }
-    });
-    Ok(())
-}
-
-struct Management {
-    pod: Arc<Pod>,
-    metrics: Metrics,
-    folder: PathBuf,
-}
-
-impl Management {
-    async fn accept(self: Arc<Self>, listener: UnixListener) {
-        loop {
-            let Ok((stream, _)) = listener.accept().await else { return };
-            let management = Arc::clone(&self);
-            tokio::spawn(async move {
-                let service = service_fn(|request| {
-                    let management = Arc::clone(&management);
-                    async move { Ok::<_, Infallible>(management.answer(&request).await) }
-                });
-                if let Err(error) = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await {
-                    tracing::debug!(%error, "a management connection ended");
+/// Serves from the moment at which the machine's folder exists until the sender is dropped.
+pub(crate) fn serve_from_the_start(shim: &Arc<Shim>, config: &mut SandboxConfig) -> watch::Sender<()> {
+    let (until, mut over) = watch::channel(());
+    let (shim, identity) = (Arc::clone(shim), shim.journal.follow(config));
+    config.opened = Some(Box::new(move |folder| {
+        let written = identity.write(folder).map_err(Error::file("management", folder));
+        match written.and_then(|()| management::serve(folder, shim).map_err(Error::file("management", folder))) {
+            Ok(server) => drop(tokio::spawn(async move {
+                tokio::select! {
+                    () = server => {}
+                    // Nothing is ever sent.
+                    _ = over.changed() => {}
                 }
-            });
+            })),
+            Err(error) => tracing::warn!(%error, "there is no management socket"),
         }
+    }));
+    until
+}
+
+#[async_trait]
+impl Owner for Shim {
+    fn state(&self) -> State {
+        let mut state = self.journal.state();
+        let pod = self.pod().ok();
+        for container in &mut state.containers {
+            let phase = pod.as_ref().and_then(|pod| pod.container(&container.id).ok()).map(|it| it.init.phase());
+            container.phase = match phase {
+                Some(Phase::Created) => "created",
+                Some(Phase::Running) => "running",
+                Some(Phase::Paused) => "paused",
+                Some(Phase::Ended(_)) => "ended",
+                None => "removed",
+            }
+            .to_owned();
+        }
+        if let Some(pod) = pod {
+            state.machine = Some(pod.machine().pid());
+            state.ended = pod.machine().end();
+        }
+        state
     }
 
-    async fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-        let (status, text) = match (request.method(), request.uri().path()) {
-            (&Method::GET, "/metrics") => (StatusCode::OK, self.metrics().await),
-            (&Method::GET, "/agent-url") => (StatusCode::OK, agent_url(&self.folder)),
-            (_, "/metrics" | "/agent-url") => (StatusCode::METHOD_NOT_ALLOWED, "only GET".to_owned()),
-            _ => (StatusCode::NOT_FOUND, "there are /metrics and /agent-url".to_owned()),
-        };
-        let mut response = Response::new(Full::new(Bytes::from(text)));
-        *response.status_mut() = status;
-        response
-            .headers_mut()
-            .insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static("text/plain; version=0.0.4"));
-        response
+    fn console(&self) -> Console {
+        self.journal.console()
+    }
+
+    fn output(&self, container: &str) -> Option<management::Output> {
+        self.journal.output(container)
     }
 
     async fn metrics(&self) -> String {
-        let own = self.metrics.text(Some(self.pod.machine().pid()));
+        let Ok(pod) = self.pod() else { return self.metrics.text(None, None) };
+        let machine = pod.machine().pid();
+        let own = self.metrics.text(Some(machine), pod.usage().await);
         // Most policies keep the guest's numbers inside.
-        match self.pod.guest_metrics().await {
-            Ok(guest) => own + &of_guest(&guest),
+        match pod.guest_metrics().await {
+            Ok(guest) => own + &management::of_guest(&guest),
             Err(error) => {
                 tracing::debug!(%error, "no metrics of the guest");
                 own
             }
         }
     }
-}
 
-/// The guest's metrics without those that only the host can know, whoever says them.
-fn of_guest(text: &str) -> String {
-    let name = |line: &str| line.trim_start_matches("# TYPE ").trim_start_matches("# HELP ").to_owned();
-    let ours = |line: &str| OURS.iter().any(|prefix| name(line).starts_with(prefix));
-    text.lines().filter(|line| !ours(line)).flat_map(|line| [line, "\n"]).collect()
-}
+    fn agent_url(&self) -> String {
+        let folder = SandboxName::parse(&self.id).map(|name| Directory::path_of(&name)).unwrap_or_default();
+        sandbox::agent_url(&folder)
+    }
 
-/// Where the guest's agent is reached: through the host's kernel, or through the socket in the pod's folder.
-fn agent_url(folder: &Path) -> String {
-    match std::fs::read_to_string(folder.join("cid")) {
-        Ok(cid) => format!("vsock://{}:{AGENT_PORT}", cid.trim()),
-        Err(_) => format!("hvsock://{}:{AGENT_PORT}", folder.join("vsock.sock").display()),
+    async fn answer(&self, request: &management::Request) -> Option<management::Answer> {
+        direct_volumes::answer(self, request).await
     }
 }
-
-const SOCKET: &str = "shim-monitor.sock";
-const AGENT_PORT: u32 = 1024;
-const OURS: [&str; 2] = ["kata_shim_", "kata_hypervisor_"];

@@ -19,20 +19,24 @@ use tokio::time::timeout;
 use wire_ttrpc::agent::{
     ExecProcessRequest as GuestExec, GetDiagnosticDataRequest, GetMetricsRequest, GetOOMEventRequest,
     PauseContainerRequest, RemoveContainerRequest, ResumeContainerRequest, SignalProcessRequest, StartContainerRequest,
-    StatsContainerRequest, TtyWinResizeRequest, UpdateContainerRequest, WaitProcessRequest,
+    StatsContainerRequest, TtyWinResizeRequest, UpdateContainerRequest, VolumeStatsRequest, VolumeStatsResponse,
+    WaitProcessRequest,
 };
 
 use crate::container::Container;
 use crate::create::Creation;
 use crate::events::Events;
 use crate::guest::Guest;
+use crate::health::Health;
 use crate::io::{ProcessId, Stdio};
-use crate::machine::Machine;
-use crate::metrics::Metrics;
+use crate::journal::Journal;
+use crate::machine::{Machine, STOPPED};
+use crate::metrics::{Metrics, Usage};
 use crate::phase::{Exit, Phase};
 use crate::process::Process;
 use crate::spec::Resources;
 use crate::task::timestamp;
+use crate::volumes::disks::Disks;
 use crate::{Error, Kind, Spec, stats};
 
 /// A running pod.
@@ -43,6 +47,8 @@ pub(crate) struct Pod {
     guest: Guest,
     events: Events,
     create_limit: Duration,
+    disks: Disks,
+    journal: Journal,
     containers: Mutex<BTreeMap<String, Slot>>,
 }
 
@@ -66,12 +72,24 @@ impl Pod {
         events: Events,
         metrics: Metrics,
         create_limit: Duration,
+        disks: Disks,
+        health: Option<Health>,
+        journal: Journal,
     ) -> Arc<Self> {
-        let guest = Guest::new(machine.agent(), metrics);
-        let pod = Arc::new(Self { id, namespace, machine, guest, events, create_limit, containers: Mutex::default() });
+        let guest = Guest::new(machine.agent(), machine.health(), metrics);
+        let containers = Mutex::default();
+        let pod = Arc::new(Self { id, namespace, machine, guest, events, create_limit, disks, journal, containers });
+        if let Some(health) = health {
+            tokio::spawn(Arc::clone(&pod).watch_health(health));
+        }
         tokio::spawn(Arc::clone(&pod).watch_machine());
         tokio::spawn(Arc::clone(&pod).watch_memory());
         pod
+    }
+
+    #[cfg(test)]
+    pub(crate) fn guest(&self) -> &Guest {
+        &self.guest
     }
 
     pub(crate) fn machine(&self) -> &Machine {
@@ -86,14 +104,21 @@ impl Pod {
         kind: Kind,
     ) -> Result<u32, Error> {
         let reservation = Reservation::of(self, &request.id)?;
-        let creation = Creation { request, spec, kind, namespace: &self.namespace, limit: self.create_limit };
+        let annotations = spec.annotations.clone();
+        let (namespace, disks) = (self.namespace.as_str(), &self.disks);
+        let creation = Creation { request, spec, kind, namespace, disks, limit: self.create_limit };
         let container = match creation.run(&self.guest, &self.machine, &self.id).await {
             Ok(container) => Arc::new(container),
             Err(error) => return Err(self.cause_of(error).await),
         };
         if !reservation.fill(&container) {
-            self.remove(&container).await;
+            if let Err(error) = self.remove(&container).await {
+                tracing::warn!(container = %container.id, %error, "what nobody wants any more is not gone yet");
+            }
             return Err(Error::State(format!("the creation of container {} was given up", container.id)));
+        }
+        if container.kind != Kind::Sandbox {
+            self.journal.add(&container.id, &container.bundle, &annotations, |id| self.container(id).is_err());
         }
         let stdio = &container.init.stdio;
         let io = TaskIO {
@@ -157,7 +182,7 @@ impl Pod {
                 let request = StartContainerRequest { container_id: id.to_owned(), ..Default::default() };
                 self.of_guest(self.guest.start_container(request).await).await?;
                 process.enter(Phase::Running);
-                process.carry(&self.guest);
+                process.carry(&self.guest, self.journal.output(id));
                 self.events.publish(TaskStart { container_id: id.to_owned(), pid, ..TaskStart::default() });
                 drop(starting);
             }
@@ -170,7 +195,7 @@ impl Pod {
                 };
                 self.of_guest(self.guest.exec_process(request).await).await?;
                 process.enter(Phase::Running);
-                process.carry(&self.guest);
+                process.carry(&self.guest, None);
                 self.events.publish(TaskExecStarted {
                     container_id: id.to_owned(),
                     exec_id: exec.to_owned(),
@@ -208,8 +233,7 @@ impl Pod {
         let mortal = request.signal == KILL && request.exec_id.is_empty();
         if mortal && (container.kind.owns_machine() || container.survives()) {
             tracing::warn!(id = %request.id, %error, "the guest doesn't kill, and its machine is ended");
-            self.machine.stop().await;
-            return Ok(());
+            return self.machine.stop().await;
         }
         Err(error)
     }
@@ -232,7 +256,7 @@ impl Pod {
             process.close().await;
             return Ok(exit);
         }
-        self.remove(&container).await;
+        self.remove(&container).await?;
         for process in container.processes() {
             process.end(exit);
             process.close().await;
@@ -299,6 +323,33 @@ impl Pod {
         Ok(stats::metrics(self.of_guest(self.guest.stats_container(request).await).await?))
     }
 
+    /// What its containers use, if the guest says it of all of them.
+    pub(crate) async fn usage(&self) -> Option<Usage> {
+        let containers: Vec<_> = self.containers().values().filter_map(Slot::container).collect();
+        let mut sum = Usage::default();
+        for container in containers.iter().filter(|it| it.kind != Kind::Sandbox && it.init.phase().exit().is_none()) {
+            let request = StatsContainerRequest { container_id: container.id.clone(), ..Default::default() };
+            let stats = self.guest.stats_container(request).await.ok()?.cgroup_stats.unwrap_or_default();
+            sum.memory += stats.memory_stats.unwrap_or_default().usage.unwrap_or_default().usage;
+            let nanoseconds = stats.cpu_stats.unwrap_or_default().cpu_usage.unwrap_or_default().total_usage;
+            sum.processors += Duration::from_nanos(nanoseconds).as_secs_f64();
+        }
+        Some(sum)
+    }
+
+    /// What a volume of the pod holds, named by its path on the node.
+    pub(crate) async fn volume_stats(&self, volume: &Path) -> Result<VolumeStatsResponse, Error> {
+        let missing = || Error::NotFound(format!("a disk of this pod for the volume {}", volume.display()));
+        let volume_guest_path = self.disks.guest_path(volume).await.ok_or_else(missing)?;
+        let request = VolumeStatsRequest { volume_guest_path, ..Default::default() };
+        self.of_guest(self.guest.get_volume_stats(request).await).await
+    }
+
+    /// Removes what the pod's disks left on the host. Its machine has ended.
+    pub(crate) fn clear_disks(&self) {
+        self.disks.clear();
+    }
+
     /// The guest's own metrics, where its policy gives them.
     pub(crate) async fn guest_metrics(&self) -> Result<String, Error> {
         Ok(self.guest.get_metrics(GetMetricsRequest::new()).await?.metrics)
@@ -325,10 +376,10 @@ impl Pod {
     }
 
     /// Takes a container from the guest, and gives back what it holds on the host.
-    async fn remove(&self, container: &Container) {
+    async fn remove(&self, container: &Container) -> Result<(), Error> {
         let id = &container.id;
         if container.kind.owns_machine() {
-            self.machine.stop().await;
+            self.machine.stop().await?;
         } else if self.machine.end().is_none() {
             let request = RemoveContainerRequest { container_id: id.clone(), timeout: REMOVAL, ..Default::default() };
             if let Err(error) = self.guest.remove_container(request).await {
@@ -340,6 +391,7 @@ impl Pod {
                 tracing::warn!(container = %id, %error, "a disk stays with the machine");
             }
         }
+        Ok(())
     }
 
     /// Waits for the end of a process, and tells it.
@@ -358,7 +410,9 @@ impl Pod {
                 }
                 if matches!(error, Error::Closed { .. }) {
                     tracing::error!(%error, "the guest's agent is gone, and its machine is ended");
-                    return self.machine.stop().await;
+                    // Whoever removes the pod hears of it if that fails.
+                    let _ = self.machine.stop().await;
+                    return;
                 }
                 tracing::warn!(container = %container.id, %error, "the end of a process can't be known");
                 UNKNOWN
@@ -377,9 +431,12 @@ impl Pod {
         if !process.end(exit) {
             return;
         }
+        if first {
+            self.journal.ended(&container.id, exit.status);
+        }
         if first && container.kind == Kind::Sandbox {
-            // Kubernetes takes the network away next.
-            self.machine.stop().await;
+            // Kubernetes takes the network away next. Whoever removes the pod hears of it if that fails.
+            let _ = self.machine.stop().await;
         }
         let id = if first { &process.id.container } else { &process.id.exec };
         self.events.publish(TaskExit {
@@ -415,10 +472,25 @@ impl Pod {
         }
     }
 
+    /// Ends a machine whose guest hangs, and with it what waits for it.
+    async fn watch_health(self: Arc<Self>, health: Health) {
+        let error = tokio::select! {
+            error = health.watch(&self.guest, self.machine.vmm()) => error,
+            _ = self.machine.ended() => return,
+        };
+        tracing::error!(%error, "the machine is ended");
+        self.journal.record(self.journal.note("check", "", &error));
+        let _ = self.machine.stop().await;
+    }
+
     /// When the machine has ended, so have all processes in it.
     async fn watch_machine(self: Arc<Self>) {
         let reason = self.machine.ended().await;
         tracing::debug!(%reason, "all processes of the pod have ended");
+        self.disks.clear();
+        if reason != STOPPED {
+            self.journal.record(self.journal.note("run", "", &Error::Ended(reason)));
+        }
         let containers: Vec<_> = self.containers().values().filter_map(Slot::container).collect();
         // The pod's own container last: its end is the pod's.
         let (last, first): (Vec<_>, Vec<_>) = containers.into_iter().partition(|it| it.kind.owns_machine());

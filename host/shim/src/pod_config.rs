@@ -8,6 +8,8 @@ use sandbox::sizing::Limits;
 /// What a pod's configuration says.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct PodConfig {
+    /// Its name, namespace and uid, under the annotations that containers have for them.
+    pub(crate) names: BTreeMap<String, String>,
     pub(crate) hostname: String,
     /// Lines of resolv.conf.
     pub(crate) resolvers: Vec<String>,
@@ -16,12 +18,13 @@ pub(crate) struct PodConfig {
 }
 
 impl PodConfig {
-    /// Reads the message: hostname in field 2, DNS in 4, annotations in 7, and in 8 the resources of Linux in 5. What can't be
+    /// Reads the message: metadata in field 1, hostname in 2, DNS in 4, annotations in 7, and in 8 the resources of Linux in 5. What can't be
     /// read is left out.
     pub(crate) fn parse(message: &[u8]) -> Self {
         let mut pod = Self::default();
         for field in Field::all(message) {
             match field.number {
+                1 => pod.names = names(&field.bytes),
                 2 => pod.hostname = field.text(),
                 4 => pod.resolvers = resolvers(&field.bytes),
                 7 => pod.annotations.extend([annotation(&field.bytes)]),
@@ -70,6 +73,15 @@ impl Field {
     }
 }
 
+/// `PodSandboxMetadata`: name, uid, namespace.
+fn names(message: &[u8]) -> BTreeMap<String, String> {
+    let name = |field: Field| {
+        let what = ["name", "uid", "namespace"].get(field.number.checked_sub(1)? as usize)?;
+        Some((format!("io.kubernetes.cri.sandbox-{what}"), field.text()))
+    };
+    Field::all(message).into_iter().filter_map(name).collect()
+}
+
 /// `DNSConfig`: servers, searches, options.
 fn resolvers(message: &[u8]) -> Vec<String> {
     let fields = Field::all(message);
@@ -115,7 +127,7 @@ mod tests {
         // Period 100000, quota 50000, memory 1048576.
         let resources = b"\x08\xa0\x8d\x06\x10\xd0\x86\x03\x20\x80\x80\x40";
         let message = [
-            field(1, &field(1, b"pod")),
+            field(1, &[field(1, b"web-0"), field(2, b"u"), field(3, b"shop")].concat()),
             field(2, b"web"),
             field(4, &dns),
             field(7, &[field(1, b"name"), field(2, b"value")].concat()),
@@ -123,7 +135,10 @@ mod tests {
         ]
         .concat();
 
+        let names = [("name", "web-0"), ("uid", "u"), ("namespace", "shop")];
+        let names = names.map(|(what, text)| (format!("io.kubernetes.cri.sandbox-{what}"), text.to_owned()));
         let expected = PodConfig {
+            names: names.into(),
             hostname: "web".into(),
             resolvers: ["nameserver 10.0.0.1", "search a b", "options o"].map(str::to_owned).to_vec(),
             annotations: [("name".into(), "value".into())].into(),

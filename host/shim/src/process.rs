@@ -2,6 +2,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use management::Output;
 use tokio::sync::{self, watch};
 use wire_ttrpc::oci;
 
@@ -84,10 +85,11 @@ impl Process {
         }
     }
 
-    /// Starts to carry its streams.
-    pub(crate) fn carry(&self, guest: &Guest) {
+    /// Starts to carry its streams, within the hearing of whoever keeps what it says.
+    pub(crate) fn carry(&self, guest: &Guest, heard: Option<Output>) {
         if let Some(streams) = lock(&self.streams).take() {
-            *lock(&self.copies) = Some(streams.carry(guest, &self.id, self.stdio.terminal, &self.phase.subscribe()));
+            *lock(&self.copies) =
+                Some(streams.carry(guest, &self.id, self.stdio.terminal, &self.phase.subscribe(), heard));
         }
     }
 

@@ -7,9 +7,12 @@ use std::time::Duration;
 
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use sandbox::sizing::{Limits, Sizing};
-use sandbox::{GuestFiles, PodNetwork, SandboxConfig, SandboxName};
+use sandbox::{Directory, GuestFiles, PodNetwork, SandboxConfig, SandboxName};
 
+use crate::config::EmptyDirMode;
+use crate::health::Health;
 use crate::pod_config::{Field, PodConfig};
+use crate::volumes::disks::Disks;
 use crate::{Config, Error, Kind, Spec};
 
 /// What a pod's machine is made of.
@@ -17,6 +20,10 @@ pub(crate) struct BootRequest {
     pub(crate) sandbox: SandboxConfig,
     /// How long the guest may take to create a container.
     pub(crate) create_limit: Duration,
+    /// The disks that its volumes will be on.
+    pub(crate) disks: Disks,
+    /// Whether and how the guest's health is watched.
+    pub(crate) health: Option<Health>,
     in_pod_cgroup: bool,
 }
 
@@ -73,7 +80,7 @@ impl BootRequest {
         }
         let mut annotations = annotations.clone();
         // containerd tells them in either place.
-        for (name, value) in pod.annotations {
+        for (name, value) in pod.annotations.into_iter().chain(pod.names) {
             annotations.entry(name).or_insert(value);
         }
         let annotated = Limits::from_annotations(|name| annotations.get(name).map(String::as_str));
@@ -94,11 +101,14 @@ impl BootRequest {
         let mut config = options.map_or_else(|| Config::load(None), of_options)?;
         let initdata = config.follow(annotations)?;
         let machine = config.hypervisor.qemu;
-        let sizing = Sizing {
-            default_vcpus: machine.default_vcpus.into(),
-            default_memory: machine.default_memory,
-            overhead_vcpus: machine.overhead_vcpus,
-            overhead_memory: machine.overhead_memory,
+        let sizing = match &config.hypervisor.remote {
+            Some(remote) => remote.sizing(),
+            None => Sizing {
+                default_vcpus: machine.default_vcpus.into(),
+                default_memory: machine.default_memory,
+                overhead_vcpus: machine.overhead_vcpus,
+                overhead_memory: machine.overhead_memory,
+            },
         };
         let size = sizing.size(limits).map_err(|error| Error::Size(error.to_string()))?;
         let guest = GuestFiles {
@@ -112,10 +122,16 @@ impl BootRequest {
         sandbox.acceleration = machine.acceleration.into();
         sandbox.tee = machine.tee.with(machine.snp_guest_policy, machine.tdx_quote_generation_service_socket_port);
         sandbox.firmware = machine.firmware;
+        sandbox.remote = config.hypervisor.remote.map(|remote| remote.machine(annotations));
         sandbox.initdata = initdata.map(Into::into);
         sandbox.network = network;
+        // A machine elsewhere takes no disks of this node.
+        let elsewhere = sandbox.remote.is_some();
+        let empty_dirs = if elsewhere { EmptyDirMode::SharedFs } else { config.runtime.emptydir_mode };
+        let disks = Disks::new(id, Directory::path_of(&sandbox.name), empty_dirs);
         let create_limit = Duration::from_secs(config.agent.kata.create_container_timeout);
-        Ok(Self { sandbox, create_limit, in_pod_cgroup: config.runtime.sandbox_cgroup_only })
+        let health = Health::within(Duration::from_millis(config.agent.kata.health_check_request_timeout_ms));
+        Ok(Self { sandbox, create_limit, disks, health, in_pod_cgroup: config.runtime.sandbox_cgroup_only })
     }
 }
 

@@ -44,6 +44,7 @@ impl Sandbox for SandboxService {
     async fn create_sandbox(&self, _: &TtrpcContext, request: CreateSandboxRequest) -> Answer<CreateSandboxResponse> {
         let annotations = request.annotations.into_iter().collect();
         let pod = PodConfig::parse(&request.options.value);
+        self.shim.journal.know(&pod.names);
         let wanted = BootRequest::of_pod(&request.sandbox_id, &annotations, &request.netns_path, pod)?;
         *self.wanted.lock().unwrap_or_else(PoisonError::into_inner) = Some(wanted);
         Ok(CreateSandboxResponse::new())
@@ -52,7 +53,7 @@ impl Sandbox for SandboxService {
     async fn start_sandbox(&self, _: &TtrpcContext, _: StartSandboxRequest) -> Answer<StartSandboxResponse> {
         let wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner).take();
         let wanted = wanted.ok_or_else(|| Error::State("the sandbox was not created, or is started".to_owned()))?;
-        let pod = self.shim.boot(wanted).await?;
+        let pod = self.shim.boot(wanted).await.inspect_err(|error| self.shim.failed("start", "", error))?;
         Ok(StartSandboxResponse {
             pid: pod.machine().pid(),
             created_at: MessageField::some(timestamp(SystemTime::now())),
@@ -76,7 +77,7 @@ impl Sandbox for SandboxService {
 
     async fn stop_sandbox(&self, _: &TtrpcContext, _: StopSandboxRequest) -> Answer<StopSandboxResponse> {
         if let Ok(pod) = self.shim.pod() {
-            pod.machine().stop().await;
+            pod.machine().stop().await?;
         }
         Ok(StopSandboxResponse::new())
     }

@@ -7,13 +7,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use management::Failures;
 use tokio::signal::unix::{SignalKind, signal};
 use ttrpc::asynchronous::Server;
 use ttrpc::asynchronous::transport::Listener;
 
 use crate::bundle::Bundle;
 use crate::events::Events;
-use crate::machine::Qemu;
+use crate::machine::Hypervisors;
 use crate::shim::Shim;
 use crate::{Arguments, Error, log, sandbox_api, task};
 
@@ -53,7 +54,8 @@ async fn run(arguments: &Arguments, listener: UnixListener) -> Result<(), Error>
     let _deaf = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(signal);
 
     let events = Events::start(std::env::var("TTRPC_ADDRESS").unwrap_or_default(), arguments.namespace.clone());
-    let shim = Arc::new(Shim::new(&arguments.id, &arguments.namespace, events.clone(), Qemu));
+    let shim =
+        Arc::new(Shim::new(&arguments.id, &arguments.namespace, events.clone(), Hypervisors, Failures::of_node()));
     let listener = Listener::try_from(listener).map_err(|error| failed(&error))?;
     let mut server = Server::new()
         .add_listener(listener)

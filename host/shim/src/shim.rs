@@ -3,12 +3,13 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
+use ::management::Failures;
 use containerd_shim_protos::api::CreateTaskRequest;
-use sandbox::{Directory, SandboxName};
 use tokio::sync::{self, watch};
 
 use crate::bundle::Bundle;
 use crate::events::Events;
+use crate::journal::Journal;
 use crate::machine::Boot;
 use crate::metrics::Metrics;
 use crate::pod::Pod;
@@ -17,11 +18,12 @@ use crate::{Error, Kind, management};
 
 /// The one pod of a shim.
 pub(crate) struct Shim {
-    id: String,
+    pub(crate) id: String,
     namespace: String,
     events: Events,
     boot: Box<dyn Boot>,
     pub(crate) metrics: Metrics,
+    pub(crate) journal: Journal,
     state: Mutex<State>,
     /// Held while a machine is booted and its first container created.
     making: sync::Mutex<()>,
@@ -38,13 +40,14 @@ enum State {
 }
 
 impl Shim {
-    pub(crate) fn new(id: &str, namespace: &str, events: Events, boot: impl Boot) -> Self {
+    pub(crate) fn new(id: &str, namespace: &str, events: Events, boot: impl Boot, failures: Failures) -> Self {
         Self {
             id: id.to_owned(),
             namespace: namespace.to_owned(),
             events,
             boot: Box::new(boot),
             metrics: Metrics::new(),
+            journal: Journal::new(id, failures),
             state: Mutex::new(State::Empty),
             making: sync::Mutex::default(),
             over: watch::Sender::new(false),
@@ -91,7 +94,9 @@ impl Shim {
             if !now && !pod.is_empty() {
                 return;
             }
-            pod.machine().stop().await;
+            // What can't be ended yet is on record.
+            let _ = pod.machine().stop().await;
+            pod.clear_disks();
         }
         self.over.send_replace(true);
     }
@@ -102,10 +107,20 @@ impl Shim {
         let _made = self.making.lock().await;
     }
 
-    async fn create_whole(&self, request: &CreateTaskRequest) -> Result<u32, Error> {
+    /// Remembers that a request failed, and puts on record what keeps the pod or a container from running.
+    pub(crate) fn failed(&self, action: &'static str, container: &str, error: &Error) {
+        let trouble = self.journal.note(action, if container == self.id { "" } else { container }, error);
+        let lost = matches!(action, "create" | "start") && !matches!(error, Error::Exists(_) | Error::State(_));
+        if lost {
+            self.journal.record(trouble);
+        }
+    }
+
+    async fn create_whole(self: &Arc<Self>, request: &CreateTaskRequest) -> Result<u32, Error> {
         let bundle = Bundle::at(&request.bundle);
         let spec = tokio::task::spawn_blocking(move || bundle.spec()).await??;
         let kind = Kind::of(&spec.annotations)?;
+        self.journal.know(&spec.annotations);
         if !kind.owns_machine() {
             let booted = self.pod().map_err(|_| Error::State(format!("the pod {} isn't up", self.id)))?;
             return booted.create(request, spec, kind).await;
@@ -115,18 +130,18 @@ impl Shim {
         let pod = self.boot_whole(boot).await?;
         let created = pod.create(request, spec, kind).await;
         if created.is_err() {
-            pod.machine().stop().await;
+            let _ = pod.machine().stop().await;
             *self.state() = State::Empty;
         }
         created
     }
 
-    async fn boot_whole(&self, request: BootRequest) -> Result<Arc<Pod>, Error> {
+    async fn boot_whole(self: &Arc<Self>, mut request: BootRequest) -> Result<Arc<Pod>, Error> {
         match &mut *self.state() {
             State::Up(..) | State::Booting => return Err(Error::Exists(format!("the pod {}", self.id))),
             empty => *empty = State::Booting,
         }
-        let name = request.sandbox.name.clone();
+        let serving = management::serve_from_the_start(self, &mut request.sandbox);
         let mut over = self.over.subscribe();
         let booted = tokio::select! {
             booted = self.boot.boot(request.sandbox) => booted,
@@ -146,16 +161,17 @@ impl Shim {
             self.events.clone(),
             self.metrics.clone(),
             request.create_limit,
+            request.disks,
+            request.health,
+            self.journal.clone(),
         );
         *self.state() = State::Up(Arc::clone(&pod), SystemTime::now());
-        self.serve_management(&pod, &name);
+        let ending = Arc::clone(&pod);
+        tokio::spawn(async move {
+            ending.machine().ended().await;
+            drop(serving);
+        });
         Ok(pod)
-    }
-
-    fn serve_management(&self, pod: &Arc<Pod>, name: &SandboxName) {
-        if let Err(error) = management::serve(Arc::clone(pod), self.metrics.clone(), Directory::path_of(name)) {
-            tracing::warn!(%error, "there is no management socket");
-        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -37,7 +37,12 @@ type Answer<T> = ttrpc::Result<T>;
 
 impl TaskService {
     /// Counts how long an answer took, and gives its error the form that containerd reads.
-    async fn answer<T>(&self, action: &'static str, work: impl Future<Output = Result<T, Error>>) -> Answer<T> {
+    async fn answer<T>(
+        &self,
+        action: &'static str,
+        container: &str,
+        work: impl Future<Output = Result<T, Error>>,
+    ) -> Answer<T> {
         let begun = Instant::now();
         let answer = work.await;
         self.0.metrics.answered(action, begun.elapsed());
@@ -45,7 +50,10 @@ impl TaskService {
             // Everybody asks for what is gone already.
             match error {
                 Error::NotFound(_) => tracing::debug!(action, %error, "refused"),
-                _ => tracing::warn!(action, %error, "failed"),
+                _ => {
+                    tracing::warn!(action, container, %error, "failed");
+                    self.0.failed(action, container, &error);
+                }
             }
             error.into()
         })
@@ -55,11 +63,12 @@ impl TaskService {
 #[async_trait]
 impl Task for TaskService {
     async fn create(&self, _: &TtrpcContext, request: CreateTaskRequest) -> Answer<CreateTaskResponse> {
+        let id = request.id.clone();
         let work = async {
             let pid = self.0.create(request).await?;
             Ok(CreateTaskResponse { pid, ..CreateTaskResponse::default() })
         };
-        self.answer("Create", work).await
+        self.answer("create", &id, work).await
     }
 
     async fn start(&self, _: &TtrpcContext, request: StartRequest) -> Answer<StartResponse> {
@@ -67,7 +76,7 @@ impl Task for TaskService {
             let pid = self.0.pod()?.start(&request.id, &request.exec_id).await?;
             Ok(StartResponse { pid, ..StartResponse::default() })
         };
-        self.answer("Start", work).await
+        self.answer("start", &request.id, work).await
     }
 
     async fn state(&self, _: &TtrpcContext, request: StateRequest) -> Answer<StateResponse> {
@@ -93,7 +102,7 @@ impl Task for TaskService {
             }
             Ok(state)
         };
-        self.answer("State", work).await
+        self.answer("state", &request.id, work).await
     }
 
     async fn delete(&self, _: &TtrpcContext, request: DeleteRequest) -> Answer<DeleteResponse> {
@@ -107,7 +116,7 @@ impl Task for TaskService {
                 ..DeleteResponse::default()
             })
         };
-        self.answer("Delete", work).await
+        self.answer("delete", &request.id, work).await
     }
 
     async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> Answer<PidsResponse> {
@@ -118,31 +127,31 @@ impl Task for TaskService {
             let process = ProcessInfo { pid: pod.machine().pid(), ..ProcessInfo::default() };
             Ok(PidsResponse { processes: vec![process], ..PidsResponse::default() })
         };
-        self.answer("Pids", work).await
+        self.answer("pids", &request.id, work).await
     }
 
     async fn pause(&self, _: &TtrpcContext, request: PauseRequest) -> Answer<Empty> {
         let work = async { self.0.pod()?.pause(&request.id).await.map(|()| Empty::new()) };
-        self.answer("Pause", work).await
+        self.answer("pause", &request.id, work).await
     }
 
     async fn resume(&self, _: &TtrpcContext, request: ResumeRequest) -> Answer<Empty> {
         let work = async { self.0.pod()?.resume(&request.id).await.map(|()| Empty::new()) };
-        self.answer("Resume", work).await
+        self.answer("resume", &request.id, work).await
     }
 
     async fn checkpoint(&self, _: &TtrpcContext, _: CheckpointTaskRequest) -> Answer<Empty> {
-        self.answer("Checkpoint", async { Err(Error::Unsupported("a checkpoint")) }).await
+        self.answer("checkpoint", "", async { Err(Error::Unsupported("a checkpoint")) }).await
     }
 
     async fn kill(&self, _: &TtrpcContext, request: KillRequest) -> Answer<Empty> {
         let work = async { self.0.pod()?.kill(&request).await.map(|()| Empty::new()) };
-        self.answer("Kill", work).await
+        self.answer("kill", &request.id, work).await
     }
 
     async fn exec(&self, _: &TtrpcContext, request: ExecProcessRequest) -> Answer<Empty> {
         let work = async { self.0.pod()?.exec(&request).await.map(|()| Empty::new()) };
-        self.answer("Exec", work).await
+        self.answer("exec", &request.id, work).await
     }
 
     async fn resize_pty(&self, _: &TtrpcContext, request: ResizePtyRequest) -> Answer<Empty> {
@@ -150,7 +159,7 @@ impl Task for TaskService {
             let pod = self.0.pod()?;
             pod.resize(&request.id, &request.exec_id, request.height, request.width).await.map(|()| Empty::new())
         };
-        self.answer("ResizePty", work).await
+        self.answer("resize_pty", &request.id, work).await
     }
 
     async fn close_io(&self, _: &TtrpcContext, request: CloseIORequest) -> Answer<Empty> {
@@ -161,12 +170,12 @@ impl Task for TaskService {
             }
             Ok(Empty::new())
         };
-        self.answer("CloseIO", work).await
+        self.answer("close_io", &request.id, work).await
     }
 
     async fn update(&self, _: &TtrpcContext, request: UpdateTaskRequest) -> Answer<Empty> {
         let work = async { self.0.pod()?.update(&request.id, &request.resources.value).await.map(|()| Empty::new()) };
-        self.answer("Update", work).await
+        self.answer("update", &request.id, work).await
     }
 
     async fn wait(&self, _: &TtrpcContext, request: WaitRequest) -> Answer<WaitResponse> {
@@ -179,7 +188,7 @@ impl Task for TaskService {
                 ..WaitResponse::default()
             })
         };
-        self.answer("Wait", work).await
+        self.answer("wait", &request.id, work).await
     }
 
     async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> Answer<StatsResponse> {
@@ -187,7 +196,7 @@ impl Task for TaskService {
             let stats = MessageField::some(self.0.pod()?.stats(&request.id).await?);
             Ok(StatsResponse { stats, ..StatsResponse::default() })
         };
-        self.answer("Stats", work).await
+        self.answer("stats", &request.id, work).await
     }
 
     async fn connect(&self, _: &TtrpcContext, _: ConnectRequest) -> Answer<ConnectResponse> {
@@ -199,7 +208,7 @@ impl Task for TaskService {
                 ..ConnectResponse::default()
             })
         };
-        self.answer("Connect", work).await
+        self.answer("connect", "", work).await
     }
 
     async fn shutdown(&self, _: &TtrpcContext, request: ShutdownRequest) -> Answer<Empty> {
@@ -207,6 +216,6 @@ impl Task for TaskService {
             self.0.shut_down(request.now).await;
             Ok(Empty::new())
         };
-        self.answer("Shutdown", work).await
+        self.answer("shutdown", "", work).await
     }
 }

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ::management::Failures;
 use containerd_shim_protos::api::*;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::shim_async::TaskClient;
@@ -48,7 +49,8 @@ impl Lab {
         let boot = FakeBoot::new(folder.path().join("agent"));
 
         let events = Events::start(folder.path().join("events").display().to_string(), "k8s.io".into());
-        let shim = Arc::new(Shim::new(POD, "k8s.io", events, boot.clone()));
+        let shim =
+            Arc::new(Shim::new(POD, "k8s.io", events, boot.clone(), Failures::at(&folder.path().join("failures"))));
         let address = folder.path().join("shim");
         let mut server = Server::new()
             .bind(&format!("unix://{}", address.display()))
@@ -94,7 +96,7 @@ impl Lab {
             "process": {"args": ["sh"], "cwd": "/"},
             "annotations": {
                 "io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.sandbox-id": POD,
-                "io.kubernetes.cri.image-name": "registry/busybox",
+                "io.kubernetes.cri.image-name": "registry/busybox", "io.kubernetes.cri.container-name": "app",
                 "io.kubernetes.container.terminationMessagePolicy": "File",
                 "io.kubernetes.container.terminationMessagePath": "/dev/termination-log",
             },

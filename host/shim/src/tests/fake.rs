@@ -12,7 +12,7 @@ use containerd_shim_protos::shim::events::ForwardRequest;
 use containerd_shim_protos::shim_async::{self, create_events};
 use protobuf::Message as _;
 use protobuf::well_known_types::empty::Empty;
-use sandbox::SandboxConfig;
+use sandbox::{Console, SandboxConfig};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
 use ttrpc::asynchronous::transport::Socket;
@@ -20,6 +20,8 @@ use ttrpc::asynchronous::{Client, Server, TtrpcContext};
 use ttrpc::{Code, get_status};
 use wire_ttrpc::agent::*;
 use wire_ttrpc::agent_ttrpc::{AgentService, AgentServiceClient, create_agent_service};
+use wire_ttrpc::health::{CheckRequest, HealthCheckResponse};
+use wire_ttrpc::health_ttrpc::{Health, HealthClient, create_health};
 
 use crate::Error;
 use crate::machine::{Boot, Machine, Wish};
@@ -36,6 +38,8 @@ pub(crate) struct FakeAgent {
     pub(crate) denied: Mutex<BTreeSet<&'static str>>,
     /// Containers whose creation waits.
     pub(crate) stuck: watch::Sender<BTreeSet<String>>,
+    /// Whether it says that it is there.
+    pub(crate) silent: watch::Sender<bool>,
     pub(crate) oom: (mpsc::Sender<String>, tokio::sync::Mutex<mpsc::Receiver<String>>),
     processes: watch::Sender<BTreeMap<(String, String), FakeProcess>>,
     _server: Mutex<Option<Server>>,
@@ -59,13 +63,15 @@ impl FakeAgent {
             stdin: watch::Sender::default(),
             denied: Mutex::default(),
             stuck: watch::Sender::default(),
+            silent: watch::Sender::default(),
             oom: (oom, tokio::sync::Mutex::new(short)),
             processes: watch::Sender::default(),
             _server: Mutex::default(),
         });
         let address = format!("unix://{}", path.display());
         let service = create_agent_service(Arc::new(Service(Arc::clone(&agent))));
-        let mut server = Server::new().bind(&address).unwrap().register_service(service);
+        let health = create_health(Arc::new(Service(Arc::clone(&agent))));
+        let mut server = Server::new().bind(&address).unwrap().register_service(service).register_service(health);
         server.start().await.unwrap();
         *agent._server.lock().unwrap() = Some(server);
         agent
@@ -191,7 +197,16 @@ impl AgentService for Service {
     }
 
     async fn stats_container(&self, _: &TtrpcContext, _: StatsContainerRequest) -> Answer<StatsContainerResponse> {
-        Ok(StatsContainerResponse::new())
+        let mut stats = StatsContainerResponse::new();
+        stats
+            .cgroup_stats
+            .mut_or_insert_default()
+            .memory_stats
+            .mut_or_insert_default()
+            .usage
+            .mut_or_insert_default()
+            .usage = 1;
+        Ok(stats)
     }
 
     async fn pause_container(&self, _: &TtrpcContext, _: PauseContainerRequest) -> Answer<Empty> {
@@ -236,6 +251,14 @@ impl AgentService for Service {
     }
 }
 
+#[async_trait]
+impl Health for Service {
+    async fn check(&self, _: &TtrpcContext, _: CheckRequest) -> Answer<HealthCheckResponse> {
+        let _ = self.0.silent.subscribe().wait_for(|silent| !silent).await;
+        Ok(HealthCheckResponse::new())
+    }
+}
+
 /// Boots machines that consist of a fake agent alone.
 #[derive(Clone)]
 pub(crate) struct FakeBoot {
@@ -246,6 +269,8 @@ pub(crate) struct FakeBoot {
     pub(crate) held: watch::Sender<bool>,
     /// MiB of the last machine.
     pub(crate) memory: watch::Sender<u32>,
+    /// The console of the last machine.
+    pub(crate) console: watch::Sender<Console>,
     /// How many machines were booted, and how many of them have ended.
     pub(crate) machines: watch::Sender<(usize, usize)>,
 }
@@ -257,6 +282,7 @@ impl FakeBoot {
             crash: watch::Sender::new(None),
             held: watch::Sender::new(false),
             memory: watch::Sender::new(0),
+            console: watch::Sender::default(),
             machines: watch::Sender::new((0, 0)),
         }
     }
@@ -268,12 +294,17 @@ impl FakeBoot {
 
 #[async_trait]
 impl Boot for FakeBoot {
-    async fn boot(&self, config: SandboxConfig) -> Result<Machine, Error> {
+    async fn boot(&self, mut config: SandboxConfig) -> Result<Machine, Error> {
+        if let Some(opened) = config.opened.take() {
+            opened(self.agent.parent().unwrap());
+        }
+        self.console.send_replace(config.console.clone());
         self.memory.send_replace(config.memory_mib);
         drop(self.held.subscribe().wait_for(|held| !held).await.unwrap());
         let stream = UnixStream::connect(&self.agent).await.unwrap();
-        let client = AgentServiceClient::new(Client::new(Socket::from(stream)));
-        let (machine, mut owner) = Machine::new(PID, client);
+        let client = Client::new(Socket::from(stream));
+        let (agent, health) = (AgentServiceClient::new(client.clone()), HealthClient::new(client));
+        let (machine, mut owner) = Machine::new(Some(PID), agent, health);
         self.machines.send_modify(|machines| machines.0 += 1);
         let (mut crash, machines) = (self.crash.subscribe(), self.machines.clone());
         tokio::spawn(async move {
@@ -281,7 +312,7 @@ impl Boot for FakeBoot {
             tokio::select! {
                 reason = crashed => drop(owner.end.send(Some(reason.to_owned()))),
                 wish = owner.wishes.recv() => match wish {
-                    Some(Wish::Stop) | None => drop(owner.end.send(Some("it was stopped".to_owned()))),
+                    Some(Wish::Stop(_)) | None => drop(owner.end.send(Some("it was stopped".to_owned()))),
                     Some(_) => panic!("no disks here"),
                 },
             }
