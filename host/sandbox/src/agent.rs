@@ -1,13 +1,17 @@
 //! The host's side of the guest agent's API: one connection, one method a request, one error for all of them.
 
+use std::io;
 use std::time::Duration;
 
 use protobuf::well_known_types::empty::Empty;
 use ttrpc::asynchronous::Client;
+use tokio::time::timeout;
+use ttrpc::asynchronous::transport::Socket;
 use wire_ttrpc::agent::{
     AddARPNeighborsRequest, CloseStdinRequest, CreateContainerRequest, CreateSandboxRequest, DestroySandboxRequest,
     ExecProcessRequest, GetMetricsRequest, ReadStreamRequest, RemoveContainerRequest, SignalProcessRequest,
-    StartContainerRequest, UpdateInterfaceRequest, UpdateRoutesRequest, WaitProcessRequest, WriteStreamRequest,
+    StartContainerRequest, TtyWinResizeRequest, UpdateInterfaceRequest, UpdateRoutesRequest, WaitProcessRequest,
+    WriteStreamRequest,
 };
 use wire_ttrpc::agent_ttrpc::AgentServiceClient;
 use wire_ttrpc::health::CheckRequest;
@@ -29,9 +33,16 @@ impl Agent {
     /// # Errors
     /// [`Error::Connect`].
     pub(crate) async fn connect(channel: &Channel) -> Result<Self, Error> {
-        let socket = channel.connect(AGENT_PORT).await.map_err(Error::Connect)?;
+        // A guest that hangs takes no connection and refuses none.
+        let connected = timeout(SHORT, channel.connect(AGENT_PORT)).await;
+        let connected = connected.unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "it does not answer")));
+        Ok(Self::over(connected.map_err(Error::Connect)?))
+    }
+
+    /// The agent at the other end of a connection.
+    pub(crate) fn over(socket: Socket) -> Self {
         let client = Client::new(socket);
-        Ok(Self { agent: AgentServiceClient::new(client.clone()), health: HealthClient::new(client) })
+        Self { agent: AgentServiceClient::new(client.clone()), health: HealthClient::new(client) }
     }
 
     /// Connects to the agent of a sandbox that another process owns.
@@ -47,6 +58,11 @@ impl Agent {
     /// The generated client, for whoever speaks all of the agent's API.
     pub fn service(&self) -> &AgentServiceClient {
         &self.agent
+    }
+
+    /// The generated client for the agent's health.
+    pub fn health(&self) -> &HealthClient {
+        &self.health
     }
 
     /// Asks whether the agent serves.
@@ -99,6 +115,7 @@ requests! {
     WaitProcess wait_process WaitProcessRequest => wire_ttrpc::agent::WaitProcessResponse, FOREVER;
     WriteStdin write_stdin WriteStreamRequest => wire_ttrpc::agent::WriteStreamResponse, FOREVER;
     CloseStdin close_stdin CloseStdinRequest => Empty, SHORT;
+    TtyWinResize tty_win_resize TtyWinResizeRequest => Empty, SHORT;
     ReadStdout read_stdout ReadStreamRequest => wire_ttrpc::agent::ReadStreamResponse, FOREVER;
     ReadStderr read_stderr ReadStreamRequest => wire_ttrpc::agent::ReadStreamResponse, FOREVER;
 }
@@ -107,7 +124,8 @@ fn context(limit: Duration) -> ttrpc::context::Context {
     ttrpc::context::with_duration(limit)
 }
 
-const AGENT_PORT: u32 = 1024;
+/// The agent's port in every guest.
+pub(crate) const AGENT_PORT: u32 = 1024;
 const SHORT: Duration = Duration::from_secs(60);
 /// A pull over a slow line; the guest bounds stalls itself.
 const PULL: Duration = Duration::from_secs(1200);

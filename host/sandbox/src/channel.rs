@@ -12,6 +12,7 @@ use tokio::net::UnixStream;
 use ttrpc::asynchronous::transport::Socket;
 use vsock_backend::{Backend, BackendConfig};
 
+use crate::agent::AGENT_PORT;
 use crate::{Directory, Error};
 
 /// How one guest's ports are reached.
@@ -19,6 +20,8 @@ use crate::{Directory, Error};
 pub(crate) enum Channel {
     /// A unix socket that takes `CONNECT <port>`.
     Hybrid(PathBuf),
+    /// A unix socket that leads to the agent of a machine elsewhere, and to nothing else there.
+    Agent(PathBuf),
     /// The host kernel's vsock.
     Kernel {
         /// The guest's context id.
@@ -32,10 +35,9 @@ impl Channel {
     /// # Errors
     /// [`Error::Directory`], [`Error::Vsock`].
     pub(crate) fn open(directory: &Directory) -> Result<(Self, Vsock, Option<Backend>), Error> {
-        if Path::new(VHOST).exists() {
+        if let Some(device) = kernel_vsock(Path::new(VHOST)) {
             let cid = random_cid();
             directory.write(CID, |file| write!(file, "{cid}"))?;
-            let device = File::options().read(true).write(true).open(VHOST).map_err(Error::Connect)?;
             return Ok((Self::Kernel { cid }, Vsock::Kernel { cid, device: Arc::new(device.into()) }, None));
         }
         let (socket, uds) = (directory.path().join("vhost.sock"), directory.path().join(VSOCK));
@@ -50,6 +52,7 @@ impl Channel {
     pub(crate) fn of_folder(folder: &Path) -> Option<Self> {
         match std::fs::read_to_string(folder.join(CID)) {
             Ok(cid) => Some(Self::Kernel { cid: cid.parse().ok()? }),
+            Err(_) if folder.join(AGENT).exists() => Some(Self::Agent(folder.join(AGENT))),
             Err(_) => folder.join(VSOCK).exists().then(|| Self::Hybrid(folder.join(VSOCK))),
         }
     }
@@ -58,10 +61,36 @@ impl Channel {
     pub(crate) async fn connect(&self, port: u32) -> io::Result<Socket> {
         match self {
             Self::Hybrid(socket) => Ok(Socket::from(hybrid(socket, port).await?)),
+            Self::Agent(socket) if port == AGENT_PORT => Ok(Socket::from(UnixStream::connect(socket).await?)),
+            Self::Agent(_) => {
+                Err(io::Error::new(io::ErrorKind::Unsupported, "a machine elsewhere has its agent's port only"))
+            }
             Self::Kernel { cid } => {
                 let address = tokio_vsock::VsockAddr::new(*cid, port);
                 Ok(Socket::from(tokio_vsock::VsockStream::connect(address).await?))
             }
+        }
+    }
+}
+
+/// Where the agent of the sandbox in this folder is reached, as Kata's tools write it; empty if it does not run.
+pub fn agent_url(folder: &Path) -> String {
+    match Channel::of_folder(folder) {
+        Some(Channel::Hybrid(socket)) => format!("hvsock://{}:{AGENT_PORT}", socket.display()),
+        Some(Channel::Agent(socket)) => format!("unix://{}", socket.display()),
+        Some(Channel::Kernel { cid }) => format!("vsock://{cid}:{AGENT_PORT}"),
+        None => String::new(),
+    }
+}
+
+/// The host kernel's vsock for guests, where it has one. The device's file may be there without a driver behind it.
+fn kernel_vsock(device: &Path) -> Option<File> {
+    match File::options().read(true).write(true).open(device) {
+        Ok(device) => Some(device),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => {
+            tracing::info!(device = %device.display(), %error, "the host kernel's vsock can't be used; using our own back end");
+            None
         }
     }
 }
@@ -95,6 +124,8 @@ async fn hybrid(socket: &Path, port: u32) -> io::Result<UnixStream> {
 const BLOB_CACHE: &str = "/run/cocoon-snapshotter/blobs.sock";
 /// The host kernel's vsock for guests.
 const VHOST: &str = "/dev/vhost-vsock";
+/// The link to the agent's socket in the folder of a sandbox whose machine is elsewhere.
+pub(crate) const AGENT: &str = "agent.sock";
 /// The hybrid socket in the sandbox's folder.
 const VSOCK: &str = "vsock.sock";
 /// The file in the sandbox's folder with the guest's context id in the host's kernel.

@@ -6,7 +6,7 @@ use hypervisor::acceleration::Preference;
 use hypervisor::{Console, Tee};
 use wire::initdata::InitData;
 
-use crate::{Error, SandboxName, Timeline};
+use crate::{Error, RemoteMachine, SandboxName, Timeline};
 
 /// What a sandbox is made of. [`SandboxConfig::new`] gives a small one, whose parts can then be set.
 pub struct SandboxConfig {
@@ -26,6 +26,9 @@ pub struct SandboxConfig {
     pub network: PodNetwork,
     /// What keeps the host out of the guest's memory.
     pub tee: Tee,
+    /// A machine elsewhere in place of QEMU, for which of the rest only name, sizes, initdata, host name, resolvers and the
+    /// network's namespace count.
+    pub remote: Option<RemoteMachine>,
     /// Firmware made for the TEE; without a TEE the fast one is found.
     pub firmware: Option<PathBuf>,
     /// The guest's host name, if not the sandbox's.
@@ -49,7 +52,7 @@ pub struct SandboxConfig {
 }
 
 /// What is told a folder.
-pub type Opened = Box<dyn FnOnce(&Path) + Send>;
+pub type Opened = Box<dyn FnOnce(&Path) + Send + Sync>;
 
 /// How a guest reaches a network.
 #[derive(Clone, Debug, PartialEq)]
@@ -93,6 +96,7 @@ impl SandboxConfig {
             initdata: None,
             network: PodNetwork::User,
             tee: Tee::None,
+            remote: None,
             firmware: None,
             hostname: None,
             dns: None,

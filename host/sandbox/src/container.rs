@@ -5,7 +5,7 @@ use std::time::Instant;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use wire_ttrpc::agent::{
     CloseStdinRequest, CreateContainerRequest, ExecProcessRequest, ReadStreamRequest, RemoveContainerRequest,
-    SignalProcessRequest, StartContainerRequest, Storage, WaitProcessRequest, WriteStreamRequest,
+    SignalProcessRequest, StartContainerRequest, Storage, TtyWinResizeRequest, WaitProcessRequest, WriteStreamRequest,
 };
 use wire_ttrpc::oci;
 
@@ -20,6 +20,57 @@ pub struct ContainerConfig {
     pub args: Vec<String>,
     /// Additional environment, `NAME=value`.
     pub env: Vec<String>,
+}
+
+/// What runs in a container beside its first process, as whom and where.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Execution {
+    /// The command.
+    pub args: Vec<String>,
+    /// Its environment, `NAME=value`.
+    pub env: Vec<String>,
+    /// Its working directory.
+    pub cwd: String,
+    /// Its user.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
+    /// Its further groups.
+    pub groups: Vec<u32>,
+    /// Whether it and its children get no more rights than it has.
+    pub no_new_privileges: bool,
+    /// Whether it has a terminal.
+    pub terminal: bool,
+}
+
+impl Execution {
+    /// A command as root, in the root folder, with an empty environment.
+    pub fn new(args: &[String]) -> Self {
+        Self {
+            args: args.to_vec(),
+            env: Vec::new(),
+            cwd: "/".to_owned(),
+            uid: 0,
+            gid: 0,
+            groups: Vec::new(),
+            no_new_privileges: false,
+            terminal: false,
+        }
+    }
+
+    fn to_wire(&self) -> oci::Process {
+        let user =
+            oci::User { UID: self.uid, GID: self.gid, AdditionalGids: self.groups.clone(), ..oci::User::default() };
+        oci::Process {
+            Terminal: self.terminal,
+            User: Some(user).into(),
+            Args: self.args.clone(),
+            Env: self.env.clone(),
+            Cwd: self.cwd.clone(),
+            NoNewPrivileges: self.no_new_privileges,
+            ..oci::Process::default()
+        }
+    }
 }
 
 /// A container in a guest.
@@ -93,15 +144,29 @@ impl Container {
     ///
     /// # Errors
     /// [`Error::Denied`] unless the guest's policy allows this command.
-    pub async fn exec(&self, exec_id: &str, args: &[String]) -> Result<(), Error> {
-        let process = oci::Process { Args: args.to_vec(), Cwd: "/".to_owned(), ..oci::Process::default() };
+    pub async fn exec(&self, exec_id: &str, execution: &Execution) -> Result<(), Error> {
         let request = ExecProcessRequest {
             container_id: self.id.clone(),
             exec_id: exec_id.to_owned(),
-            process: Some(process).into(),
+            process: Some(execution.to_wire()).into(),
             ..ExecProcessRequest::default()
         };
         self.agent.exec_process(request).await.map(drop)
+    }
+
+    /// Gives a process's terminal a size.
+    ///
+    /// # Errors
+    /// As any request.
+    pub async fn resize(&self, exec_id: &str, rows: u16, columns: u16) -> Result<(), Error> {
+        let request = TtyWinResizeRequest {
+            container_id: self.id.clone(),
+            exec_id: exec_id.to_owned(),
+            row: rows.into(),
+            column: columns.into(),
+            ..TtyWinResizeRequest::default()
+        };
+        self.agent.tty_win_resize(request).await.map(drop)
     }
 
     /// Copies a stream to `output` until its end. `exec_id` is the container's own id for its first process.

@@ -54,6 +54,8 @@ impl FromStr for SandboxName {
 /// The folder of one running sandbox. Whoever holds this value owns the sandbox; dropping it removes the folder.
 pub struct Directory {
     path: PathBuf,
+    /// Whether the folder stays, for what its record says is still to be taken away.
+    pub(crate) kept: bool,
     _lock: Flock<File>,
 }
 
@@ -86,7 +88,7 @@ impl Directory {
         for entry in fs::read_dir(&path).map_err(failed)?.flatten().filter(|entry| entry.file_name() != LOCK) {
             fs::remove_file(entry.path()).map_err(failed)?;
         }
-        Ok(Self { path, _lock: lock })
+        Ok(Self { path, kept: false, _lock: lock })
     }
 
     /// The folder that a sandbox of this name has while it runs.
@@ -107,8 +109,7 @@ impl Directory {
             _ if user.is_root() => PathBuf::from("/run/cocoon"),
             Some(runtime) => PathBuf::from(runtime).join("cocoon"),
             None => std::env::temp_dir().join(format!("cocoon-{user}")),
-        };
-        base.join(name.as_str())
+        }
     }
 
     /// The folder.
@@ -136,6 +137,9 @@ impl Directory {
 
 impl Drop for Directory {
     fn drop(&mut self) {
+        if self.kept {
+            return;
+        }
         if let Err(error) = fs::remove_dir_all(&self.path) {
             tracing::warn!(path = %self.path.display(), %error, "the sandbox's folder stays behind");
         }
