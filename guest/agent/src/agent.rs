@@ -16,10 +16,11 @@ use crate::helper::Helper;
 use crate::id::Id;
 use crate::images::Images;
 use crate::oom::OomEvents;
-use crate::policy::Policy;
+use crate::policy::{Denial, Policy};
 use crate::request::Gated;
 use crate::sandbox::Sandbox;
 use crate::secrets::{SecretError, Secrets};
+use crate::service::DISKS;
 use crate::volumes::Volumes;
 
 /// What an agent is made of.
@@ -38,10 +39,22 @@ pub struct AgentConfig {
     pub root: PathBuf,
     /// The guest's own resolver configuration, which follows the sandbox's: `/etc/resolv.conf`, or none to leave it.
     pub resolv_conf: Option<PathBuf>,
-    /// Becomes true when the guest has the drivers for its network and for images; what needs them waits for it.
-    pub drivers: watch::Receiver<bool>,
+    /// Which drivers the guest has; what needs more of them waits.
+    pub drivers: watch::Receiver<Drivers>,
     /// The version that the agent tells callers.
     pub version: String,
+}
+
+/// Which drivers a guest has: each step has those of the one before.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, PartialOrd)]
+pub enum Drivers {
+    /// Those of the channel.
+    #[default]
+    Channel,
+    /// Those of the network.
+    Network,
+    /// All that it will ever have: the kernel takes no more.
+    All,
 }
 
 /// A step in the life of a guest, for those who watch it.
@@ -52,6 +65,8 @@ pub enum AgentEvent {
     Listening,
     /// The first request has come.
     FirstRequest,
+    /// Something waits for [`Drivers::All`].
+    DriversWanted,
     /// The pod's sandbox is there.
     SandboxCreated,
     /// A container was made.
@@ -93,7 +108,7 @@ pub struct Agent {
     pub(crate) copies: Copies,
     pub(crate) oom: OomEvents,
     resolv_conf: Option<PathBuf>,
-    drivers: watch::Receiver<bool>,
+    drivers: watch::Receiver<Drivers>,
     sandbox: Mutex<Option<Sandbox>>,
     events: broadcast::Sender<AgentEvent>,
     first_request: std::sync::Once,
@@ -107,7 +122,7 @@ impl Agent {
     pub fn new(config: AgentConfig) -> Result<Self, Error> {
         let AgentConfig { policy, images, secrets, disks, helper, root, resolv_conf, drivers, version } = config;
         std::fs::create_dir_all(&root).map_err(Error::Root)?;
-        let helper = Helper { program: helper, state: root.join(".state") };
+        let helper = Helper::new(helper, root.join(".state"));
         Ok(Self {
             policy,
             version,
@@ -144,18 +159,33 @@ impl Agent {
     }
 
     /// Lets a request pass, or says why the policy does not.
-    pub(crate) fn admit<R: Gated>(&self, request: &R) -> Result<(), Fault> {
+    pub(crate) async fn admit<R: Gated>(&self, request: &R) -> Result<(), Fault> {
         self.note_request();
         if request.payload() > MAX_PAYLOAD {
             return Err(Fault::Invalid("the request carries more than 256 KiB; next: send it in parts"));
         }
-        self.decide(R::NAME, request.input())
+        match self.policy.settled(R::NAME) {
+            Some(decision) => heard(decision),
+            None => self.decide(R::NAME, request.input()).await,
+        }
     }
 
-    /// Waits until the guest has its drivers.
-    pub(crate) async fn drivers(&self) {
+    /// Waits until the guest has the drivers of its network.
+    pub(crate) async fn network_drivers(&self) {
+        self.wait_for_drivers(Drivers::Network).await;
+    }
+
+    /// Waits until the guest has all drivers, and its kernel takes no more: nothing of the host's asking runs before.
+    pub(crate) async fn all_drivers(&self) {
+        if *self.drivers.borrow() != Drivers::All {
+            self.announce(AgentEvent::DriversWanted);
+        }
+        self.wait_for_drivers(Drivers::All).await;
+    }
+
+    async fn wait_for_drivers(&self, wanted: Drivers) {
         // Whoever loads them and fails ends the guest.
-        let _ = self.drivers.clone().wait_for(|loaded| *loaded).await;
+        let _ = self.drivers.clone().wait_for(|drivers| *drivers >= wanted).await;
     }
 
     pub(crate) async fn create_sandbox(&self, request: &CreateSandboxRequest) -> Result<(), Fault> {
@@ -168,6 +198,8 @@ impl Agent {
         }
         match self.furnish(request).await {
             Ok(()) => {
+                // The host asks for a container next.
+                self.helper.prepare().await;
                 self.announce(AgentEvent::SandboxCreated);
                 Ok(())
             }
@@ -182,6 +214,9 @@ impl Agent {
 
     /// Makes the volumes that come with the sandbox, and tells the guest itself its resolver.
     async fn furnish(&self, request: &CreateSandboxRequest) -> Result<(), Fault> {
+        if request.storages.iter().any(|storage| DISKS.contains(&storage.driver.as_str())) {
+            self.all_drivers().await;
+        }
         let volumes = self.volumes.add(&request.storages).await?;
         let configured = match (&self.resolv_conf, &*self.sandbox()) {
             (Some(path), Some(sandbox)) => {
@@ -275,12 +310,8 @@ impl Agent {
         self.containers.get(&Id::parse(id)?)
     }
 
-    pub(crate) fn decide(&self, request: &'static str, input: serde_json::Value) -> Result<(), Fault> {
-        let decision = self.policy.decide(request, input);
-        if let Err(denial) = &decision {
-            tracing::info!(%denial, "request denied");
-        }
-        Ok(decision?)
+    pub(crate) async fn decide(&self, request: &'static str, input: serde_json::Value) -> Result<(), Fault> {
+        heard(self.policy.decision(request, input).await)
     }
 
     pub(crate) fn expect_sandbox(&self) -> Result<(), Fault> {
@@ -293,6 +324,14 @@ impl Agent {
     pub(crate) fn sandbox(&self) -> MutexGuard<'_, Option<Sandbox>> {
         self.sandbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Says in the guest's log what was denied.
+fn heard(decision: Result<(), Denial>) -> Result<(), Fault> {
+    if let Err(denial) = &decision {
+        tracing::info!(%denial, "request denied");
+    }
+    Ok(decision?)
 }
 
 /// Why there is no agent.

@@ -77,6 +77,11 @@ impl Cgroup {
         self.has(if freeze { "frozen 1" } else { "frozen 0" }).await
     }
 
+    /// Whether its processes are stopped, or about to be.
+    pub(crate) fn is_frozen(&self) -> bool {
+        std::fs::read_to_string(self.0.join("cgroup.freeze")).is_ok_and(|state| state.trim() == "1")
+    }
+
     /// Waits until no process is left in the group, then removes it with all groups below.
     pub(crate) async fn remove(&self) -> io::Result<()> {
         if !self.0.is_dir() {

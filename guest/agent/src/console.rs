@@ -7,12 +7,17 @@ use std::path::{Path, PathBuf};
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use tokio::io::Interest;
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
 
-/// A socket on which one terminal is expected. Its file goes with it.
-pub(crate) struct Console {
-    listener: UnixListener,
-    path: PathBuf,
+use crate::helper::socket_pair;
+
+/// A socket on which one terminal is expected.
+pub(crate) struct Console(Source);
+
+enum Source {
+    /// With the path of its file, which goes with it.
+    Listener(UnixListener, PathBuf),
+    Pair(UnixStream),
 }
 
 impl Console {
@@ -22,28 +27,46 @@ impl Console {
         // A socket's path has at most 107 bytes, a bundle's alone may have more.
         let folder = std::fs::File::open(bundle)?;
         let listener = UnixListener::bind(format!("/proc/self/fd/{}/{file}", folder.as_raw_fd()))?;
-        Ok(Self { listener, path: bundle.join(file) })
+        Ok(Self(Source::Listener(listener, bundle.join(file))))
+    }
+
+    /// A socket without a file, and its other end.
+    pub(crate) fn pair() -> io::Result<(Self, OwnedFd)> {
+        let (mine, theirs) = socket_pair()?;
+        Ok((Self(Source::Pair(mine)), theirs.into()))
     }
 
     /// Where the master is to be sent.
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
+    pub(crate) fn path(&self) -> Option<&Path> {
+        match &self.0 {
+            Source::Listener(_, path) => Some(path),
+            Source::Pair(_) => None,
+        }
     }
 
     /// The master, which was sent before this is called.
     pub(crate) async fn master(self) -> io::Result<OwnedFd> {
-        let (socket, _) = self.listener.accept().await?;
-        socket.async_io(Interest::READABLE, || receive(&socket)).await
+        let accepted;
+        let socket = match &self.0 {
+            Source::Listener(listener, _) => {
+                accepted = listener.accept().await?.0;
+                &accepted
+            }
+            Source::Pair(socket) => socket,
+        };
+        socket.async_io(Interest::READABLE, || receive(socket)).await
     }
 }
 
 impl Drop for Console {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
+        if let Some(path) = self.path() {
+            let _ = std::fs::remove_file(path);
+        }
     }
 }
 
-fn receive(socket: &tokio::net::UnixStream) -> io::Result<OwnedFd> {
+fn receive(socket: &UnixStream) -> io::Result<OwnedFd> {
     let mut data = [0; 4096];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -68,7 +91,7 @@ mod tests {
         let bundle = folder.path().join("a".repeat(128));
         std::fs::create_dir(&bundle).unwrap();
         let console = Console::listen(&bundle, "create").unwrap();
-        let path = console.path().to_owned();
+        let path = console.path().unwrap().to_owned();
 
         let (mut reader, writer) = io::pipe().unwrap();
         let folder = std::fs::File::open(&bundle).unwrap();

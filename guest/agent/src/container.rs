@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use wire_ttrpc::agent::ExecProcessRequest;
+use zeroize::Zeroizing;
 
 use crate::cgroup::Cgroup;
 use crate::fault::Fault;
-use crate::helper::Helper;
+use crate::helper::{Helper, Place};
 use crate::id::Id;
 use crate::images::{ImageProcess, Images};
 use crate::process::Process;
@@ -103,8 +104,8 @@ impl Container {
         termination_log: Option<PathBuf>,
         copies: Vec<PathBuf>,
     ) -> Result<Self, Fault> {
-        let (pid, streams) = home.helper.create(&home.id, &home.bundle, terminal).await?;
-        let init = Process::watch(pid, streams).map_err(|e| Fault::Io("container can't be watched", e))?;
+        let (child, streams) = home.helper.create(&home.id, &home.bundle, terminal).await?;
+        let init = Process::watch(child, streams);
         Ok(Self {
             id: home.id.clone(),
             first: first.to_owned(),
@@ -179,20 +180,19 @@ impl Container {
         }
         let rootfs = self.home.rootfs();
         let described = spec::process(process, request.string_user.as_ref(), &ImageProcess::default(), &rootfs)?;
+        // The environment may have secrets in it.
+        let described = Zeroizing::new(described.to_string().into_bytes());
+        self.expect_running()?;
         self.reserve(&exec)?;
-        let described = described.to_string().into_bytes();
-        let result = self.home.helper.exec(&self.id, &self.home.bundle, &exec, &described, process.Terminal).await;
-        let started = result.map_err(Fault::from).and_then(|(pid, streams)| {
-            Process::watch(pid, streams).map_err(|e| Fault::Io("process can't be watched", e))
-        });
-        match started {
-            Ok(process) => {
-                self.commands().insert(exec, Command::Running(Arc::new(process)));
+        let place = Place { first: self.init.descriptor(), group: self.home.cgroup.path() };
+        match self.home.helper.enter(place, &described, process.Terminal).await {
+            Ok((child, streams)) => {
+                self.commands().insert(exec, Command::Running(Arc::new(Process::watch(child, streams))));
                 Ok(())
             }
-            Err(fault) => {
+            Err(error) => {
                 self.commands().remove(&exec);
-                Err(fault)
+                Err(error.into())
             }
         }
     }
@@ -246,6 +246,21 @@ impl Container {
         };
         self.home.clear(images).await;
         Ok(())
+    }
+
+    /// Whether a command would run in it, and end.
+    fn expect_running(&self) -> Result<(), Fault> {
+        let refused = |why: &str| Err(Fault::State(format!("container {} {why}", self.id)));
+        if !*self.started.lock().unwrap_or_else(PoisonError::into_inner) {
+            return refused("has not been started; next: start it");
+        }
+        if self.init.has_ended() {
+            return refused("has ended; next: create and start another one");
+        }
+        match self.home.cgroup.is_frozen() {
+            true => refused("is paused; next: resume it"),
+            false => Ok(()),
+        }
     }
 
     fn is_first(&self, name: &str) -> bool {

@@ -35,7 +35,7 @@ impl Agent {
         self.note_request();
         if !self.policy.mentions(CreateContainerRequest::NAME) {
             // No digest could change the answer, so no registry has to be asked.
-            return self.decide(CreateContainerRequest::NAME, serde_json::Value::Null);
+            return self.decide(CreateContainerRequest::NAME, serde_json::Value::Null).await;
         }
         let id = Id::parse(&request.container_id)?;
         let copies = self.copies_for(&request);
@@ -60,8 +60,9 @@ impl Agent {
             let reference = spec::image(&request, &self.root)?;
             // Before any look-up: with the sandbox comes the resolver.
             self.expect_sandbox()?;
-            self.drivers().await;
-            let image = self.images.resolve(&reference).await?;
+            self.network_drivers().await;
+            let (image, ()) = tokio::join!(self.images.resolve(&reference), self.all_drivers());
+            let image = image?;
             if !is_digest(&image.digest) {
                 return Err(Fault::Digest(reference, image.digest));
             }
@@ -70,7 +71,7 @@ impl Agent {
             Root::Image(image)
         };
         input["guest_pause"] = json!(matches!(root, Root::Pause));
-        self.decide(CreateContainerRequest::NAME, input)?;
+        self.decide(CreateContainerRequest::NAME, input).await?;
 
         let give_up = self.containers.reserve(id)?;
         // The work goes on in a task of its own, so that it is undone even where the caller has given up on it.
@@ -204,7 +205,7 @@ impl Agent {
         let config = match &image {
             Some((rootfs, process)) => spec::build(request, rootfs, process, &devices, pod)?,
             None => {
-                let program = self.helper.program.canonicalize();
+                let program = self.helper.program().canonicalize();
                 let program = program.map_err(|e| Fault::Io("the guest's own program can't be found", e))?;
                 spec::pause(request, &home.rootfs(), &program, pod)?
             }

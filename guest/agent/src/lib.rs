@@ -43,7 +43,7 @@ mod user;
 mod volumes;
 mod watched;
 
-pub use agent::{Agent, AgentConfig, AgentEvent, Error};
+pub use agent::{Agent, AgentConfig, AgentEvent, Drivers, Error};
 pub use disks::{DiskError, Disks, EncryptedDisk};
 pub use helper::{HELPER_ARG, run_helper};
 pub use images::{ImageError, ImageProcess, Images, PulledImage, ResolvedImage};

@@ -6,24 +6,30 @@
 //! error, an evaluation that takes too long.
 
 mod builtins;
+mod decider;
 mod depth;
 mod nesting;
 mod patch;
+mod settled;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::num::{NonZeroU32, NonZeroUsize};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use regorus::utils::limits::{ExecutionTimerConfig, PolicyLengthConfig};
 use regorus::{Engine, Value};
 use serde_json::json;
 
+use decider::Decider;
 use patch::Operation;
 
 /// A parsed policy together with the state it keeps. Cheap to ask from many tasks at once.
+#[derive(Default)]
 pub struct Policy {
-    active: Mutex<Active>,
+    state: Arc<State>,
+    decider: Decider,
 }
 
 impl Policy {
@@ -33,65 +39,118 @@ impl Policy {
     /// [`Error`] where the text is not Rego version 1 in package `agent_policy`, or exceeds the limits of this page.
     pub fn parse(text: &str) -> Result<Self, Error> {
         let active = with_stack(|| Active::parse(text)).unwrap_or(Err(Error::Thread))?;
-        Ok(Self { active: Mutex::new(active) })
+        Ok(Self { state: Arc::new(State::new(active)), decider: Decider::default() })
     }
 
     /// Whether the policy has any rule for requests of this type.
     pub(crate) fn mentions(&self, request: &str) -> bool {
-        self.lock().mentions(request)
+        self.state.lock().active.mentions(request)
+    }
+
+    /// The answer to each request of that type, if it is known that the policy gives the same to all of them.
+    ///
+    /// It is known after the first one.
+    pub fn settled(&self, request: &'static str) -> Option<Result<(), Denial>> {
+        let current = self.state.lock();
+        if !current.active.mentions(request) {
+            return Some(Err(Denial::new(request, Reason::Missing)));
+        }
+        current.answers.get(request).cloned()
     }
 
     /// Asks whether a request of the host is allowed, and applies the change of state that comes with a yes.
     ///
-    /// `request` is the name of its type, `input` the request in JSON.
+    /// `request` is the name of its type, `input` the request in JSON. Blocks the thread until it is decided.
     ///
     /// # Errors
     /// [`Denial`] if it is not, with the reason that the host is told.
     pub fn decide(&self, request: &'static str, input: serde_json::Value) -> Result<(), Denial> {
-        let no_thread = || Err(Denial::new(request, Reason::Failed("there is no thread for it".to_owned())));
-        with_stack(|| self.decide_here(request, input)).unwrap_or_else(no_thread)
+        let state = Arc::clone(&self.state);
+        self.decider.decide_blocking(move || state.decide(request, input)).unwrap_or_else(|| Err(no_thread(request)))
+    }
+
+    /// As [`Self::decide`], for callers inside of a runtime.
+    pub(crate) async fn decision(&self, request: &'static str, input: serde_json::Value) -> Result<(), Denial> {
+        let state = Arc::clone(&self.state);
+        let decided = self.decider.decide(move || state.decide(request, input)).await;
+        decided.unwrap_or_else(|| Err(no_thread(request)))
     }
 
     /// Puts another policy in this one's place, with fresh state.
     pub(crate) fn replace(&self, other: Self) {
-        let mut other = other.active.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let mut active = self.lock();
-        other.generation = active.generation + 1;
-        *active = other;
-    }
-
-    fn decide_here(&self, request: &'static str, input: serde_json::Value) -> Result<(), Denial> {
-        let input = Value::from(input);
-        loop {
-            let asked = self.lock().clone();
-            let operations = asked.evaluate(request, input.clone())?;
-            if operations.is_empty() {
-                return Ok(());
-            }
-            // Another request may have changed the state meanwhile: then the answer has to be found anew.
-            let mut active = self.lock();
-            if active.generation == asked.generation {
-                return active.update(&operations).map_err(|cause| Denial::new(request, Reason::Operations(cause)));
-            }
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Active> {
-        // Nothing that panics runs under the lock, and the value is only ever replaced as a whole.
-        self.active.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Default for Policy {
-    /// The policy of a guest whose owner gave it none: no container can be created.
-    fn default() -> Self {
-        Self::parse(DEFAULT).expect("the policy that is part of the program is valid")
+        let mut other = other.state.lock().active.clone();
+        let mut current = self.state.lock();
+        other.generation = current.active.generation + 1;
+        *current = Current { active: other, answers: BTreeMap::new() };
     }
 }
 
 impl fmt::Debug for Policy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Policy").finish_non_exhaustive()
+    }
+}
+
+/// The policy that is in force, with its state.
+struct State(Mutex<Current>);
+
+struct Current {
+    active: Active,
+    /// What those rules have said that say the same each time.
+    answers: BTreeMap<&'static str, Result<(), Denial>>,
+}
+
+impl State {
+    fn new(active: Active) -> Self {
+        Self(Mutex::new(Current { active, answers: BTreeMap::new() }))
+    }
+
+    fn decide(&self, request: &'static str, input: serde_json::Value) -> Result<(), Denial> {
+        let input = Value::from(input);
+        loop {
+            let asked = self.lock().active.clone();
+            let answer = asked.evaluate(request, input.clone());
+            let mut current = self.lock();
+            let answer = match answer {
+                Ok(operations) if operations.is_empty() => Ok(()),
+                Ok(operations) => {
+                    // Another request may have changed the state meanwhile: then the answer has to be found anew.
+                    if current.active.generation != asked.generation {
+                        continue;
+                    }
+                    let updated = current.active.update(&operations);
+                    return updated.map_err(|cause| Denial::new(request, Reason::Operations(cause)));
+                }
+                Err(denial) => Err(denial),
+            };
+            current.settle(&asked, request, &answer);
+            return answer;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Current> {
+        // Nothing that panics runs under the lock, and the value is only ever replaced as a whole.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Current {
+    /// Keeps an answer that was found with `asked`, if it is the one to each request of that type.
+    fn settle(&mut self, asked: &Active, request: &'static str, answer: &Result<(), Denial>) {
+        let settled = &self.active.settled;
+        // Another policy has other rules. An evaluation that failed may have failed for the time that it took.
+        let same = Arc::ptr_eq(settled, &asked.settled) && settled.contains(request);
+        if same && !matches!(answer, Err(Denial { reason: Reason::Failed(_), .. })) {
+            self.answers.insert(request, answer.clone());
+        }
+    }
+}
+
+impl Default for State {
+    /// The policy of a guest whose owner gave it none: no container can be created.
+    fn default() -> Self {
+        let active = with_stack(|| Active::parse(DEFAULT)).unwrap_or(Err(Error::Thread));
+        Self::new(active.expect("the policy that is part of the program is valid"))
     }
 }
 
@@ -182,6 +241,8 @@ enum Reason {
 struct Active {
     engine: Engine,
     generation: u64,
+    /// The rules that say the same each time.
+    settled: Arc<BTreeSet<String>>,
 }
 
 impl Active {
@@ -207,13 +268,14 @@ impl Active {
         if let Some(rule) = engine.get_modules().iter().find_map(|module| depth::cycle(module)) {
             return Err(Error::Recursion(shorten(&rule)));
         }
+        let settled = engine.get_modules().first().map(|module| settled::rules(module)).unwrap_or_default();
         builtins::bound(&mut engine).map_err(|e| syntax(&e))?;
         engine.add_data(Value::from(json!({"pstate": {}}))).map_err(|e| syntax(&e))?;
         // Evaluating once finds what only the analysis before the first evaluation finds, and saves it later.
         let mut probe = engine.clone();
         probe.set_input(Value::new_object());
         let _ = probe.eval_rule("data.agent_policy.GuestDetailsRequest".to_owned());
-        Ok(Self { engine, generation: 0 })
+        Ok(Self { engine, generation: 0, settled: Arc::new(settled) })
     }
 
     fn mentions(&self, request: &str) -> bool {
@@ -272,6 +334,10 @@ impl Verdict {
     }
 }
 
+fn no_thread(request: &'static str) -> Denial {
+    Denial::new(request, Reason::Failed("there is no thread for it".to_owned()))
+}
+
 /// Runs `work` on a thread with the stack that [`depth`] counts on, and waits for it. None where there is no thread.
 fn with_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Option<T> {
     std::thread::scope(|scope| {
@@ -304,6 +370,8 @@ const LENGTH: PolicyLengthConfig = PolicyLengthConfig {
     max_lines: NonZeroUsize::new(200_000).unwrap(),
 };
 
+#[cfg(test)]
+mod agreement;
 #[cfg(test)]
 mod examples;
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! A running process of a container: its streams, its signals, and how it ended.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fd::OwnedFd;
@@ -13,10 +13,36 @@ use tokio::sync::watch;
 use crate::stream::Stream;
 use crate::watched::watched;
 
-/// A child of this process that is waited for from the moment this value is made.
-pub(crate) struct Process {
+/// A child of this process, which somebody has to wait for.
+pub(crate) struct Child {
     pid: Pid,
     handle: Arc<AsyncFd<OwnedFd>>,
+}
+
+impl Child {
+    /// The child of that number. Must be called inside the runtime.
+    pub(crate) fn of(pid: Pid) -> io::Result<Self> {
+        let handle = Arc::new(watched(pidfd_open(pid, PidfdFlags::NONBLOCK)?, Interest::READABLE)?);
+        Ok(Self { pid, handle })
+    }
+
+    /// Waits for its end: its exit code, or 128 plus the signal that killed it. To be asked once.
+    pub(crate) async fn ended(&self) -> io::Result<i32> {
+        wait(&self.handle).await
+    }
+
+    /// Sends a signal. A process that has ended takes no harm.
+    pub(crate) fn signal(&self, signal: Signal) -> io::Result<()> {
+        match pidfd_send_signal(self.handle.get_ref(), signal) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// A process of a container, which is waited for from the moment this value is made.
+pub(crate) struct Process {
+    child: Child,
     ended: watch::Receiver<Option<i32>>,
     streams: Streams,
 }
@@ -31,16 +57,15 @@ pub(crate) struct Streams {
 }
 
 impl Process {
-    /// Watches over the child `pid`. Must be called inside the runtime.
-    pub(crate) fn watch(pid: Pid, streams: Streams) -> io::Result<Self> {
-        let handle = Arc::new(watched(pidfd_open(pid, PidfdFlags::NONBLOCK)?, Interest::READABLE)?);
+    /// Watches over the child. Must be called inside the runtime.
+    pub(crate) fn watch(child: Child, streams: Streams) -> Self {
         let (sender, ended) = watch::channel(None);
-        let waiting = Arc::clone(&handle);
+        let waiting = Arc::clone(&child.handle);
         tokio::spawn(async move {
             let status = wait(&waiting).await.unwrap_or(LOST);
             sender.send_replace(Some(status));
         });
-        Ok(Self { pid, handle, ended, streams })
+        Self { child, ended, streams }
     }
 
     /// The status of the process once it has ended: its exit code, or 128 plus the signal that killed it.
@@ -58,16 +83,13 @@ impl Process {
 
     /// Sends a signal. A process that has ended takes no harm.
     pub(crate) fn signal(&self, signal: Signal) -> io::Result<()> {
-        match pidfd_send_signal(self.handle.get_ref(), signal) {
-            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
+        self.child.signal(signal)
     }
 
     /// Whether the kernel would keep the signal from the process: it does so with the first process of a namespace,
     /// unless that has a handler, or blocks the signal to wait for it as small init programs do.
     pub(crate) fn ignores(&self, signal: Signal) -> bool {
-        let read = |file: &str| std::fs::read_to_string(format!("/proc/{}/{file}", self.pid)).unwrap_or_default();
+        let read = |file: &str| std::fs::read_to_string(format!("/proc/{}/{file}", self.pid())).unwrap_or_default();
         let status = read("status");
         let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
         let in_mask = |name: &str| {
@@ -82,7 +104,12 @@ impl Process {
 
     /// The number of the process, as the guest's first process sees it.
     pub(crate) fn pid(&self) -> Pid {
-        self.pid
+        self.child.pid
+    }
+
+    /// The descriptor of the process.
+    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.child.handle.get_ref().as_fd()
     }
 
     /// Reads from standard output, waiting for data; nothing at the end, or once the process has ended and all is read.
@@ -200,7 +227,8 @@ mod tests {
             .spawn()
             .unwrap();
         let pid = Pid::from_raw(child.id().try_into().unwrap()).unwrap();
-        Process::watch(pid, Streams::pipes(stdin_end.into(), stdout_end.into(), stderr_end.into()).unwrap()).unwrap()
+        let streams = Streams::pipes(stdin_end.into(), stdout_end.into(), stderr_end.into()).unwrap();
+        Process::watch(Child::of(pid).unwrap(), streams)
     }
 
     #[tokio::test]

@@ -63,11 +63,10 @@ macro_rules! not_implemented {
             'b: 'c,
             Self: 'c,
         {
-            let answer = match self.0.admit(&request) {
-                Ok(()) => Fault::Unimplemented($request::NAME),
-                Err(fault) => fault,
-            };
-            Box::pin(std::future::ready(Err(answer.into())))
+            Box::pin(async move {
+                self.0.admit(&request).await?;
+                Err(Fault::Unimplemented($request::NAME).into())
+            })
         })*
     };
 }
@@ -77,7 +76,7 @@ type Pending<'a, T> = Pin<Box<dyn Future<Output = Answer<T>> + Send + 'a>>;
 #[async_trait]
 impl agent_ttrpc::AgentService for Service {
     async fn create_sandbox(&self, _: &TtrpcContext, request: CreateSandboxRequest) -> Answer<Empty> {
-        self.0.admit(&request)?;
+        self.0.admit(&request).await?;
         // A task of its own: where the caller gives up, what was begun is still finished or undone.
         let agent = Arc::clone(&self.0);
         tokio::spawn(async move { agent.create_sandbox(&request).await }).await.map_err(Fault::from)??;
@@ -85,7 +84,7 @@ impl agent_ttrpc::AgentService for Service {
     }
 
     async fn destroy_sandbox(&self, _: &TtrpcContext, request: DestroySandboxRequest) -> Answer<Empty> {
-        self.0.admit(&request)?;
+        self.0.admit(&request).await?;
         self.0.destroy_sandbox().await?;
         Ok(Empty::new())
     }
@@ -97,20 +96,21 @@ impl agent_ttrpc::AgentService for Service {
     }
 
     async fn start_container(&self, _: &TtrpcContext, request: StartContainerRequest) -> Answer<Empty> {
-        self.0.admit(&request)?;
+        self.0.admit(&request).await?;
         self.0.start_container(&request.container_id)?;
         Ok(Empty::new())
     }
 
     async fn remove_container(&self, _: &TtrpcContext, request: RemoveContainerRequest) -> Answer<Empty> {
-        self.0.admit(&request)?;
+        self.0.admit(&request).await?;
         let limit = (request.timeout > 0).then(|| Duration::from_secs(request.timeout.into()));
         self.0.remove_container(&request.container_id, limit).await?;
         Ok(Empty::new())
     }
 
     async fn exec_process(&self, _: &TtrpcContext, request: ExecProcessRequest) -> Answer<Empty> {
-        self.0.admit(&request)?;
+        self.0.admit(&request).await?;
+        self.0.all_drivers().await;
         let container = self.0.container(&request.container_id)?;
         let mut request = request;
         if let Some(process) = request.process.as_mut() {
@@ -123,13 +123,13 @@ impl agent_ttrpc::AgentService for Service {
     }
 
     async fn get_metrics(&self, _: &TtrpcContext, request: GetMetricsRequest) -> Answer<Metrics> {
-        self.0.admit(&request)?;
+        self.0.admit(&request).await?;
         let metrics = metrics::of_this_process().map_err(|e| Fault::Io("metrics can't be read", e))?;
         Ok(Metrics { metrics, ..Default::default() })
     }
 
     async fn signal_process(&self, _: &TtrpcContext, request: SignalProcessRequest) -> Answer<Empty> {
-        self.0.admit(&request)?;
+        self.0.admit(&request).await?;
         let number = i32::try_from(request.signal).unwrap_or_default();
         let signal =
             Signal::from_named_raw(number).ok_or(Fault::Invalid("no such signal; next: use one from 1 to 31"))?;
@@ -138,14 +138,14 @@ impl agent_ttrpc::AgentService for Service {
     }
 
     async fn wait_process(&self, _: &TtrpcContext, request: WaitProcessRequest) -> Answer<WaitProcessResponse> {
-        self.0.admit(&request)?;
+        self.0.admit(&request).await?;
         let container = self.0.container(&request.container_id)?;
         let status = container.process(&request.exec_id)?.ended().await;
         Ok(WaitProcessResponse { status, ..Default::default() })
     }
 
     async fn write_stdin(&self, _: &TtrpcContext, request: WriteStreamRequest) -> Answer<WriteStreamResponse> {
-        self.0.admit(&request)?;
+        self.0.admit(&request).await?;
         let container = self.0.container(&request.container_id)?;
         let written = container.process(&request.exec_id)?.write_stdin(&request.data).await;
         written.map_err(|e| Fault::Io("standard input can't be written", e))?;
@@ -154,7 +154,7 @@ impl agent_ttrpc::AgentService for Service {
     }
 
     async fn read_stdout(&self, _: &TtrpcContext, request: ReadStreamRequest) -> Answer<ReadStreamResponse> {
-        let Some(limit) = self.admit_reading(&request)? else { return Ok(ReadStreamResponse::new()) };
+        let Some(limit) = self.admit_reading(&request).await? else { return Ok(ReadStreamResponse::new()) };
         let container = self.0.container(&request.container_id)?;
         let data = container.process(&request.exec_id)?.read_stdout(limit).await;
         let data = data.map_err(|e| Fault::Io("standard output can't be read", e))?;
@@ -162,7 +162,7 @@ impl agent_ttrpc::AgentService for Service {
     }
 
     async fn read_stderr(&self, _: &TtrpcContext, request: ReadStreamRequest) -> Answer<ReadStreamResponse> {
-        let Some(limit) = self.admit_reading(&request)? else { return Ok(ReadStreamResponse::new()) };
+        let Some(limit) = self.admit_reading(&request).await? else { return Ok(ReadStreamResponse::new()) };
         let container = self.0.container(&request.container_id)?;
         let data = container.process(&request.exec_id)?.read_stderr(limit).await;
         let data = data.map_err(|e| Fault::Io("standard error can't be read", e))?;
@@ -170,7 +170,7 @@ impl agent_ttrpc::AgentService for Service {
     }
 
     async fn close_stdin(&self, _: &TtrpcContext, request: CloseStdinRequest) -> Answer<Empty> {
-        self.0.admit(&request)?;
+        self.0.admit(&request).await?;
         let container = self.0.container(&request.container_id)?;
         let closed = container.process(&request.exec_id)?.close_stdin().await;
         closed.map_err(|e| Fault::Io("standard input can't be closed", e))?;
@@ -178,7 +178,7 @@ impl agent_ttrpc::AgentService for Service {
     }
 
     async fn tty_win_resize(&self, _: &TtrpcContext, request: TtyWinResizeRequest) -> Answer<Empty> {
-        self.0.admit(&request)?;
+        self.0.admit(&request).await?;
         let size = |value: u32| {
             u16::try_from(value).map_err(|_| Fault::Invalid("no terminal is that large; next: use at most 65535"))
         };
@@ -191,7 +191,7 @@ impl agent_ttrpc::AgentService for Service {
     }
 
     async fn get_guest_details(&self, _: &TtrpcContext, request: GuestDetailsRequest) -> Answer<GuestDetailsResponse> {
-        self.0.admit(&request)?;
+        self.0.admit(&request).await?;
         let details = AgentDetails {
             version: self.0.version.clone(),
             init_daemon: std::process::id() == 1,
@@ -212,7 +212,7 @@ impl agent_ttrpc::AgentService for Service {
     }
 
     async fn set_policy(&self, _: &TtrpcContext, request: SetPolicyRequest) -> Answer<Empty> {
-        self.0.admit(&request)?;
+        self.0.admit(&request).await?;
         let parsed = tokio::task::spawn_blocking(move || Policy::parse(&request.policy)).await.map_err(Fault::from)?;
         self.0.policy.replace(parsed.map_err(Fault::from)?);
         self.0.announce(AgentEvent::PolicyReplaced);
@@ -220,8 +220,8 @@ impl agent_ttrpc::AgentService for Service {
     }
 
     async fn update_interface(&self, _: &TtrpcContext, request: UpdateInterfaceRequest) -> Answer<Interface> {
-        self.0.admit(&request)?;
-        self.0.drivers().await;
+        self.0.admit(&request).await?;
+        self.0.network_drivers().await;
         let interface =
             request.interface.into_option().ok_or(Fault::Invalid("the request has no interface; next: set it"))?;
         if interface.IPAddresses.len() > MAX_ADDRESSES {
@@ -232,8 +232,8 @@ impl agent_ttrpc::AgentService for Service {
     }
 
     async fn update_routes(&self, _: &TtrpcContext, request: UpdateRoutesRequest) -> Answer<Routes> {
-        self.0.admit(&request)?;
-        self.0.drivers().await;
+        self.0.admit(&request).await?;
+        self.0.network_drivers().await;
         let wanted = request.routes.into_option().unwrap_or_default();
         if wanted.Routes.len() > MAX_ROUTES {
             return Err(Fault::Invalid("there are more than 256 routes; next: leave some out").into());
@@ -245,27 +245,27 @@ impl agent_ttrpc::AgentService for Service {
     }
 
     async fn list_interfaces(&self, _: &TtrpcContext, request: ListInterfacesRequest) -> Answer<Interfaces> {
-        self.0.admit(&request)?;
-        self.0.drivers().await;
+        self.0.admit(&request).await?;
+        self.0.network_drivers().await;
         let interfaces = Network::open().map_err(Fault::from)?.interfaces().await.map_err(Fault::from)?;
         Ok(Interfaces { Interfaces: interfaces, ..Default::default() })
     }
 
     async fn list_routes(&self, _: &TtrpcContext, request: ListRoutesRequest) -> Answer<Routes> {
-        self.0.admit(&request)?;
-        self.0.drivers().await;
+        self.0.admit(&request).await?;
+        self.0.network_drivers().await;
         let routes = Network::open().map_err(Fault::from)?.routes().await.map_err(Fault::from)?;
         Ok(Routes { Routes: routes, ..Default::default() })
     }
 
     async fn copy_file(&self, _: &TtrpcContext, request: CopyFileRequest) -> Answer<Empty> {
-        self.0.admit(&request)?;
+        self.0.admit(&request).await?;
         self.0.copy_file(request).await?;
         Ok(Empty::new())
     }
 
     async fn update_container(&self, _: &TtrpcContext, request: UpdateContainerRequest) -> Answer<Empty> {
-        self.0.admit(&request)?;
+        self.0.admit(&request).await?;
         let container = self.0.container(&request.container_id)?;
         container
             .cgroup()
@@ -279,7 +279,7 @@ impl agent_ttrpc::AgentService for Service {
         _: &TtrpcContext,
         request: StatsContainerRequest,
     ) -> Answer<StatsContainerResponse> {
-        self.0.admit(&request)?;
+        self.0.admit(&request).await?;
         let container = self.0.container(&request.container_id)?;
         let network = std::fs::read_to_string("/proc/net/dev").map_err(|e| Fault::Io("network can't be read", e))?;
         Ok(StatsContainerResponse {
@@ -290,21 +290,21 @@ impl agent_ttrpc::AgentService for Service {
     }
 
     async fn pause_container(&self, _: &TtrpcContext, request: PauseContainerRequest) -> Answer<Empty> {
-        self.0.admit(&request)?;
+        self.0.admit(&request).await?;
         let container = self.0.container(&request.container_id)?;
         container.cgroup().freeze(true).await.map_err(|e| Fault::Io("container can't be paused", e))?;
         Ok(Empty::new())
     }
 
     async fn resume_container(&self, _: &TtrpcContext, request: ResumeContainerRequest) -> Answer<Empty> {
-        self.0.admit(&request)?;
+        self.0.admit(&request).await?;
         let container = self.0.container(&request.container_id)?;
         container.cgroup().freeze(false).await.map_err(|e| Fault::Io("container can't be resumed", e))?;
         Ok(Empty::new())
     }
 
     async fn get_oom_event(&self, _: &TtrpcContext, request: GetOOMEventRequest) -> Answer<OOMEvent> {
-        self.0.admit(&request)?;
+        self.0.admit(&request).await?;
         Ok(OOMEvent { container_id: self.0.oom.next().await, ..Default::default() })
     }
 
@@ -313,7 +313,7 @@ impl agent_ttrpc::AgentService for Service {
         _: &TtrpcContext,
         request: GetDiagnosticDataRequest,
     ) -> Answer<GetDiagnosticDataResponse> {
-        self.0.admit(&request)?;
+        self.0.admit(&request).await?;
         if request.log_type != "termination_log" {
             return Err(Fault::Invalid("there is no such log; next: ask for termination_log").into());
         }
@@ -323,7 +323,7 @@ impl agent_ttrpc::AgentService for Service {
     }
 
     async fn update_ephemeral_mounts(&self, _: &TtrpcContext, request: UpdateEphemeralMountsRequest) -> Answer<Empty> {
-        self.0.admit(&request)?;
+        self.0.admit(&request).await?;
         self.0.volumes.resize(&request.storages).map_err(Fault::from)?;
         Ok(Empty::new())
     }
@@ -334,13 +334,13 @@ impl agent_ttrpc::AgentService for Service {
         request: RemoveStaleVirtiofsShareMountsRequest,
     ) -> Answer<Empty> {
         // There are none: this guest mounts no file system of the host.
-        self.0.admit(&request)?;
+        self.0.admit(&request).await?;
         Ok(Empty::new())
     }
 
     async fn add_arp_neighbors(&self, _: &TtrpcContext, request: AddARPNeighborsRequest) -> Answer<Empty> {
-        self.0.admit(&request)?;
-        self.0.drivers().await;
+        self.0.admit(&request).await?;
+        self.0.network_drivers().await;
         let neighbors = request.neighbors.into_option().unwrap_or_default().ARPNeighbors;
         if neighbors.len() > MAX_ROUTES {
             return Err(Fault::Invalid("there are more than 256 neighbours; next: leave some out").into());
@@ -350,44 +350,44 @@ impl agent_ttrpc::AgentService for Service {
     }
 
     async fn get_ip_tables(&self, _: &TtrpcContext, request: GetIPTablesRequest) -> Answer<GetIPTablesResponse> {
-        self.0.admit(&request)?;
+        self.0.admit(&request).await?;
         let data = guest::packet_filter(request.is_ipv6).await.map_err(Fault::from)?;
         Ok(GetIPTablesResponse { data, ..Default::default() })
     }
 
     async fn set_ip_tables(&self, _: &TtrpcContext, request: SetIPTablesRequest) -> Answer<SetIPTablesResponse> {
-        self.0.admit(&request)?;
+        self.0.admit(&request).await?;
         let data = guest::set_packet_filter(request.is_ipv6, &request.data).await.map_err(Fault::from)?;
         Ok(SetIPTablesResponse { data, ..Default::default() })
     }
 
     async fn online_cpu_mem(&self, _: &TtrpcContext, request: OnlineCPUMemRequest) -> Answer<Empty> {
-        self.0.admit(&request)?;
+        self.0.admit(&request).await?;
         let wait = request.wait.then_some(request.nb_cpus);
         guest::online(Path::new("/sys"), wait, request.cpu_only).await.map_err(Fault::from)?;
         Ok(Empty::new())
     }
 
     async fn mem_hotplug_by_probe(&self, _: &TtrpcContext, request: MemHotplugByProbeRequest) -> Answer<Empty> {
-        self.0.admit(&request)?;
+        self.0.admit(&request).await?;
         guest::probe_memory(&request.memHotplugProbeAddr).map_err(Fault::from)?;
         Ok(Empty::new())
     }
 
     async fn reseed_random_dev(&self, _: &TtrpcContext, request: ReseedRandomDevRequest) -> Answer<Empty> {
-        self.0.admit(&request)?;
+        self.0.admit(&request).await?;
         guest::mix_random(&request.data).map_err(Fault::from)?;
         Ok(Empty::new())
     }
 
     async fn set_guest_date_time(&self, _: &TtrpcContext, request: SetGuestDateTimeRequest) -> Answer<Empty> {
-        self.0.admit(&request)?;
+        self.0.admit(&request).await?;
         guest::set_time(request.Sec, request.Usec).map_err(Fault::from)?;
         Ok(Empty::new())
     }
 
     async fn get_volume_stats(&self, _: &TtrpcContext, request: VolumeStatsRequest) -> Answer<VolumeStatsResponse> {
-        self.0.admit(&request)?;
+        self.0.admit(&request).await?;
         let path = Path::new(&request.volume_guest_path);
         if !self.0.volumes.paths().iter().any(|volume| volume == path) {
             return Err(Fault::NotFound("the volume".to_owned()).into());
@@ -398,12 +398,12 @@ impl agent_ttrpc::AgentService for Service {
     }
 
     async fn add_swap(&self, _: &TtrpcContext, request: AddSwapRequest) -> Answer<Empty> {
-        self.0.admit(&request)?;
+        self.0.admit(&request).await?;
         Err(NO_SWAP.into())
     }
 
     async fn add_swap_path(&self, _: &TtrpcContext, request: AddSwapPathRequest) -> Answer<Empty> {
-        self.0.admit(&request)?;
+        self.0.admit(&request).await?;
         Err(NO_SWAP.into())
     }
 
@@ -416,8 +416,8 @@ impl agent_ttrpc::AgentService for Service {
 
 impl Service {
     /// How much may be read; none where the policy keeps output inside. Callers take that for the end of the stream.
-    fn admit_reading(&self, request: &ReadStreamRequest) -> Result<Option<usize>, Fault> {
-        match self.0.admit(request) {
+    async fn admit_reading(&self, request: &ReadStreamRequest) -> Result<Option<usize>, Fault> {
+        match self.0.admit(request).await {
             Ok(()) => Ok(Some(usize::try_from(request.len).unwrap_or(usize::MAX))),
             Err(Fault::Denied(_)) => Ok(None),
             Err(fault) => Err(fault),
@@ -450,7 +450,7 @@ fn memory_block_size() -> u64 {
 /// The version of the agent's protocol, as Kata's agent states it.
 const API_VERSION: &str = "0.0.1";
 /// The kinds of disks that are found by their address.
-const DISKS: [&str; 4] = ["blk", "scsi", "mmioblk", "nvdimm"];
+pub(crate) const DISKS: [&str; 4] = ["blk", "scsi", "mmioblk", "nvdimm"];
 /// What the guest's kernel swaps out would lie on the host in the clear.
 const NO_SWAP: Fault =
     Fault::Refused("this guest never swaps to a disk of the host, which could read it; next: give it memory");

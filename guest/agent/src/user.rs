@@ -51,6 +51,15 @@ impl User {
     }
 }
 
+/// The home folder of the user with that number, if the root file system at `rootfs` knows one.
+pub(crate) fn home(rootfs: &Path, uid: u32) -> Option<String> {
+    let line = |fields: &[&str]| {
+        let [_, _, number, _, _, home, ..] = fields else { return None };
+        (number.parse() == Ok(uid)).then(|| (*home).to_owned())
+    };
+    find(rootfs, PASSWD, line).ok()?
+}
+
 /// Why a user can't be looked up.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {

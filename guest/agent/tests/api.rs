@@ -80,7 +80,7 @@ impl Guest {
             helper: "/bin/false".into(),
             root: folder.path().join("root"),
             resolv_conf: Some(folder.path().join("resolv.conf")),
-            drivers: tokio::sync::watch::channel(true).1,
+            drivers: tokio::sync::watch::channel(agent::Drivers::All).1,
             version: "1.2.3".into(),
         });
         let agent = Arc::new(agent.unwrap());

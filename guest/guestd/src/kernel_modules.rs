@@ -13,12 +13,12 @@ use nix::mount::{MsFlags, mount};
 pub(crate) enum Group {
     /// The guest's first answer to the host: channel and initdata disk.
     FirstAnswer,
-    /// A pod: network and images.
-    Pod,
+    /// A pod's network.
+    Network,
     /// The TEE that the guest runs in.
     Tee,
-    /// Encrypted volumes, and layers with hash trees.
-    Volume,
+    /// Containers: images, encrypted volumes, and layers with hash trees.
+    Container,
 }
 
 /// Loads the modules of one group, in the image's order.

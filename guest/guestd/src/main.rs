@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod alone;
 mod attestation;
 mod binding;
 mod disks;
@@ -26,7 +27,7 @@ fn main() -> ExitCode {
     // A container is made by this program again, before it has any thread; and it is the pod's sandbox container.
     let mut arguments = std::env::args_os();
     match arguments.by_ref().nth(1) {
-        Some(argument) if argument == agent::HELPER_ARG => return agent::run_helper(arguments).into(),
+        Some(argument) if argument == agent::HELPER_ARG => return agent::run_helper().into(),
         Some(argument) if argument == agent::PAUSE_ARG => return agent::run_pause().into(),
         _ => {}
     }

@@ -4,6 +4,8 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
+use crate::alone;
+
 /// A role to run, and its arguments with its name in front.
 pub(crate) struct Program {
     run: fn(std::vec::IntoIter<OsString>) -> ExitCode,
@@ -41,11 +43,12 @@ const PROGRAMS: &[Entry] = &[
     (&["attestation-agent", "ttrpc-aa", "grpc-aa"], attestation_agent::program::run),
     (&["confidential-data-hub", "ttrpc-cdh", "grpc-cdh"], data_hub::program::run),
     (&["api-server-rest"], workload_api::program::run),
+    (&["kata-agent"], alone::run),
 ];
 
 /// For whoever starts this program by hand.
 pub(crate) const USAGE: &str = "guestd is the first process of a guest, or one role by its name: attestation-agent, \
-     confidential-data-hub or api-server-rest; next: start a pod with \"cocoon run\", or see \"guestd ROLE --help\"";
+     confidential-data-hub, api-server-rest or kata-agent; next: start a pod with \"cocoon run\", or see \"guestd ROLE --help\"";
 
 #[cfg(test)]
 mod tests {

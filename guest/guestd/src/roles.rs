@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use agent::{Agent, AgentConfig, AgentEvent, Policy};
+use agent::{Agent, AgentConfig, AgentEvent, Drivers, Policy};
 use attestation_agent::{AaConfig, AttestationAgent, process};
 use data_hub::{CdhConfig, DataHub, NodeAddress};
 use evidence::Attester;
@@ -48,7 +48,7 @@ async fn run(attester: Attester, initdata: Option<InitData>) -> Result<(), Error
 
     let attestation = Arc::new(AttestationAgent::new(aa, attester, initdata.clone())?);
     let hub = Arc::new(DataHub::new(cdh, Arc::clone(&attestation))?);
-    let (drivers, loaded) = watch::channel(false);
+    let (drivers, loaded) = watch::channel(Drivers::Channel);
     let agent = Arc::new(Agent::new(AgentConfig {
         policy,
         images: Arc::new(HubImages::new(Arc::clone(&hub))),
@@ -63,7 +63,7 @@ async fn run(attester: Attester, initdata: Option<InitData>) -> Result<(), Error
     let mut events = agent.events();
     let ready = async {
         // The channel keeps what was said before this is polled.
-        wait_for(&mut events, AgentEvent::Listening).await;
+        wait_for(&mut events, |event| *event == AgentEvent::Listening).await;
         println!("{}", Milestone::Ready);
         std::future::pending().await
     };
@@ -72,24 +72,28 @@ async fn run(attester: Attester, initdata: Option<InitData>) -> Result<(), Error
         outcome = Arc::clone(&agent).serve_ports(PORTS, &[WORKLOADS]) => Ok(outcome?),
         outcome = ready => outcome,
         // All that the first answer need not wait for.
-        outcome = serve_pod(attestation, hub, drivers, agent.events()) => outcome,
+        outcome = serve_pod(attestation, hub, drivers, &agent) => outcome,
         outcome = agent::reap_orphans() => outcome.map_err(Error::Runtime),
     }
 }
 
-/// Loads the drivers for network and images, then serves what containers and other programs in the guest ask for.
+/// Loads the drivers for network and containers, then serves what containers and other programs in the guest ask for.
 async fn serve_pod(
     attestation: Arc<AttestationAgent>,
     hub: Arc<DataHub>,
-    drivers: watch::Sender<bool>,
-    mut events: broadcast::Receiver<AgentEvent>,
+    drivers: watch::Sender<Drivers>,
+    agent: &Agent,
 ) -> Result<(), Error> {
+    let (mut events, mut sandbox_events) = (agent.events(), agent.events());
     // On one processor, loading before that would delay the first answer.
-    wait_for(&mut events, AgentEvent::FirstRequest).await;
-    tokio::task::spawn_blocking(load_and_seal).await.map_err(|_| Error::Task)??;
-    drivers.send_replace(true);
+    wait_for(&mut events, |event| *event == AgentEvent::FirstRequest).await;
+    blocking(|| kernel_modules::load(Group::Network)).await?;
+    drivers.send_replace(Drivers::Network);
     agent::bring_up_loopback().await?;
 
+    // A pod's own container needs none of the rest, and with it the host has for a moment all that it waits for.
+    let rest = |event: &_| matches!(event, AgentEvent::DriversWanted | AgentEvent::ContainerStarted { .. });
+    wait_for(&mut events, rest).await;
     let command_line = process::command_line();
     let features = process::kernel_parameter(&command_line, FEATURES).map_or(Ok(Features::default()), str::parse)?;
     let resources = Arc::new(HubResources(Arc::clone(&hub)));
@@ -115,10 +119,13 @@ async fn serve_pod(
     };
     // Credentials of the configuration need network and resolver, which a guest has from its sandbox on.
     let hub_api = async {
-        wait_for(&mut events, AgentEvent::SandboxCreated).await;
+        wait_for(&mut sandbox_events, |event| *event == AgentEvent::SandboxCreated).await;
         let _hub_api = data_hub::serve(hub).await?;
         std::future::pending().await
     };
+    // What waits for drivers finds the rest as well.
+    blocking(load_and_seal).await?;
+    drivers.send_replace(Drivers::All);
     tokio::select! {
         outcome = workload_api.serve() => Ok(outcome?),
         outcome = by_process => Ok(outcome?),
@@ -129,16 +136,20 @@ async fn serve_pod(
 
 /// The last modules that this kernel takes.
 fn load_and_seal() -> Result<(), kernel_modules::Error> {
-    kernel_modules::load(Group::Pod)?;
-    kernel_modules::load(Group::Volume)?;
+    kernel_modules::load(Group::Container)?;
     kernel_modules::seal()
 }
 
-/// Waits until the agent has come to this event.
-async fn wait_for(events: &mut broadcast::Receiver<AgentEvent>, wanted: AgentEvent) {
+/// Does on a thread of its own what keeps it busy.
+async fn blocking(work: impl FnOnce() -> Result<(), kernel_modules::Error> + Send + 'static) -> Result<(), Error> {
+    Ok(tokio::task::spawn_blocking(work).await.map_err(|_| Error::Task)??)
+}
+
+/// Waits until the agent has come to an event like this.
+async fn wait_for(events: &mut broadcast::Receiver<AgentEvent>, wanted: impl Fn(&AgentEvent) -> bool) {
     loop {
         match events.recv().await {
-            Ok(event) if event == wanted => break,
+            Ok(event) if wanted(&event) => break,
             Ok(_) | Err(RecvError::Lagged(_)) => {}
             // The agent is gone, and so is the guest in a moment.
             Err(RecvError::Closed) => std::future::pending().await,
@@ -184,7 +195,7 @@ pub(crate) enum Error {
 }
 
 /// Any context id, the agent's port.
-const AGENT: &str = "vsock://-1:1024";
+pub(crate) const AGENT: &str = "vsock://-1:1024";
 /// Any context id, [`wire::port_forward::PORT`].
 const PORTS: &str = "vsock://-1:1031";
 /// As upstream's agent reads it from the kernel's command line.

@@ -69,15 +69,9 @@ pub(super) fn check(text: &str) -> Result<(), String> {
 
 /// A rule or function that may lead to itself, by name alone. Rego has no recursion.
 pub(super) fn cycle(module: &Module) -> Option<String> {
-    let text = module.package.span.source.get_contents().as_str();
-    let mut rules: Vec<_> = module.policy.iter().collect();
-    rules.sort_by_key(|rule| rule.span().start);
-    let ends = rules.iter().skip(1).map(|rule| rule.span().start as usize).chain([text.len()]);
-
     let mut graph: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
-    for (rule, end) in rules.iter().zip(ends) {
-        let Some(name) = names(head(rule)).next() else { continue };
-        let body = text.get(rule.span().start as usize..end).unwrap_or_default();
+    for (head, body) in rules(module) {
+        let Some(name) = names(head).next() else { continue };
         let mut mentioned = names(body);
         // Its own name in its head.
         mentioned.find(|mentioned| *mentioned == name);
@@ -97,6 +91,26 @@ pub(super) fn cycle(module: &Module) -> Option<String> {
     }
 }
 
+/// Each rule's head, and its text up to the next one's.
+pub(super) fn rules(module: &Module) -> impl Iterator<Item = (&str, &str)> {
+    let text = module.package.span.source.get_contents().as_str();
+    let mut rules: Vec<_> = module.policy.iter().collect();
+    rules.sort_by_key(|rule| rule.span().start);
+    let ends: Vec<_> = rules.iter().skip(1).map(|rule| rule.span().start as usize).chain([text.len()]).collect();
+    rules
+        .into_iter()
+        .zip(ends)
+        .map(move |(rule, end)| (head(rule), text.get(rule.span().start as usize..end).unwrap_or_default()))
+}
+
+/// All words of a text that are in no string or comment.
+pub(super) fn words(text: &str) -> impl Iterator<Item = &str> {
+    Tokens::new(text).filter_map(|token| match token {
+        Token::Word(word) => Some(word),
+        _ => None,
+    })
+}
+
 fn head(rule: &Rule) -> &str {
     match rule {
         Rule::Spec { head: RuleHead::Func { refr, .. }, .. }
@@ -106,7 +120,7 @@ fn head(rule: &Rule) -> &str {
 }
 
 /// The words that can be names of rules: those that are no members of something else.
-fn names(text: &str) -> impl Iterator<Item = &str> {
+pub(super) fn names(text: &str) -> impl Iterator<Item = &str> {
     let mut paths = Paths::default();
     Tokens::new(text).filter_map(move |token| match paths.follow(token) {
         Step::Fine(name) => name,

@@ -97,7 +97,7 @@ impl Lab {
                 helper: "/proc/self/exe".into(),
                 root: root.clone(),
                 resolv_conf: None,
-                drivers: tokio::sync::watch::channel(true).1,
+                drivers: tokio::sync::watch::channel(agent::Drivers::All).1,
                 version: "test".into(),
             })
             .unwrap(),

@@ -16,6 +16,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use agent::{AgentEvent, HELPER_ARG, PAUSE_ARG, run_helper, run_pause};
+use protobuf::MessageField;
 use ttrpc::{Code, context};
 use wire_ttrpc::agent::*;
 use wire_ttrpc::oci;
@@ -27,7 +28,7 @@ fn main() -> ExitCode {
     let mut args = std::env::args_os().skip(1);
     let part = args.next().unwrap_or_default();
     match part.to_str() {
-        Some(HELPER_ARG) => ExitCode::from(run_helper(args)),
+        Some(HELPER_ARG) => ExitCode::from(run_helper()),
         Some(PAUSE_ARG) => ExitCode::from(run_pause()),
         Some(PROGRAM) => program(args.map(|arg| arg.into_string().unwrap()).collect()),
         Some(GUEST) => guest(),
@@ -60,6 +61,7 @@ fn guest() -> ExitCode {
         let stories = async {
             a_container_runs_what_its_image_says().await;
             commands_run_in_a_container_and_end_with_it().await;
+            a_command_is_confined_as_its_container_is().await;
             a_terminal_has_a_size_and_one_stream().await;
             a_container_that_can_t_be_made_leaves_nothing().await;
             a_creation_that_its_caller_gave_up_leaves_nothing().await;
@@ -124,6 +126,14 @@ fn program(args: Vec<String>) -> ExitCode {
             std::fs::write("/dev/termination-log", "why it ended").unwrap();
             ExitCode::SUCCESS
         }
+        ["confinement", rest @ ..] => {
+            print!("{}", confinement());
+            std::io::stdout().flush().unwrap();
+            while !rest.is_empty() {
+                std::thread::park();
+            }
+            ExitCode::SUCCESS
+        }
         ["read", path] => {
             print!("{}", std::fs::read_to_string(path).unwrap());
             ExitCode::SUCCESS
@@ -137,6 +147,32 @@ fn program(args: Vec<String>) -> ExitCode {
         }
         _ => ExitCode::from(99),
     }
+}
+
+/// All that a process may and has.
+fn confinement() -> String {
+    let read = |file: &str| std::fs::read_to_string(Path::new("/proc/self").join(file)).unwrap();
+    let namespaces = ["cgroup", "ipc", "mnt", "net", "pid", "uts", "user"]
+        .map(|name| format!("{}\n", std::fs::read_link(Path::new("/proc/self/ns").join(name)).unwrap().display()));
+    let fields = ["Uid:", "Gid:", "Groups:", "Cap", "NoNewPrivs:", "Seccomp:", "Umask:", "SigBlk:"];
+    let status: Vec<String> = read("status")
+        .lines()
+        .filter(|line| fields.iter().any(|field| line.starts_with(field)))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    let mut descriptors: Vec<_> =
+        std::fs::read_dir("/proc/self/fd").unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    descriptors.sort();
+    let mut variables: Vec<_> = std::env::vars().collect();
+    variables.sort();
+    let leads_its_session = rustix::process::getsid(None).unwrap() == rustix::process::getpid();
+    format!(
+        "{}{}{}{descriptors:?}\n{variables:?}\n{:?} {leads_its_session}\n",
+        namespaces.concat(),
+        status.concat(),
+        ["cgroup", "limits", "oom_score_adj", "mountinfo"].map(read).concat(),
+        std::env::current_dir().unwrap(),
+    )
 }
 
 async fn a_container_runs_what_its_image_says() {
@@ -185,7 +221,9 @@ async fn a_container_runs_what_its_image_says() {
 async fn commands_run_in_a_container_and_end_with_it() {
     let lab = Lab::start("b").await;
     lab.create("c1", &["/app", PROGRAM, "stay"], |_| {}).await.unwrap();
-    assert!(lab.exec("c1", "early", &["/app", PROGRAM, "copy"], false).await.is_err(), "nothing runs there yet");
+    let (code, text) = refusal(lab.exec("c1", "early", &["/app", PROGRAM, "copy"], false).await);
+    assert_eq!(code, Code::FAILED_PRECONDITION);
+    assert!(text.contains("has not been started"), "{text}");
     lab.start_container("c1").await.unwrap();
     assert_eq!(lab.read("c1", "").await, "here\n");
 
@@ -225,6 +263,51 @@ async fn commands_run_in_a_container_and_end_with_it() {
     lab.start_container("c3").await.unwrap();
     lab.remove("c3", 5).await.unwrap();
     lab.assert_clean("c3");
+    lab.end().await;
+}
+
+async fn a_command_is_confined_as_its_container_is() {
+    let lab = Lab::start("k").await;
+    let words = |words: &[&str]| -> Vec<String> { words.iter().map(ToString::to_string).collect() };
+    let narrow = oci::Process {
+        Env: words(&["PATH=/bin", "A=1"]),
+        Cwd: "/srv".into(),
+        User: oci::User { UID: 12, GID: 34, AdditionalGids: vec![5, 6], ..Default::default() }.into(),
+        Capabilities: oci::LinuxCapabilities {
+            Bounding: words(&["CAP_KILL", "CAP_CHOWN"]),
+            Permitted: words(&["CAP_KILL"]),
+            Effective: words(&["CAP_KILL"]),
+            Inheritable: words(&["CAP_KILL"]),
+            Ambient: words(&["CAP_KILL"]),
+            ..Default::default()
+        }
+        .into(),
+        Rlimits: vec![oci::POSIXRlimit { Type: "RLIMIT_NOFILE".into(), Soft: 100, Hard: 200, ..Default::default() }],
+        NoNewPrivileges: true,
+        OOMScoreAdj: 500,
+        ..Default::default()
+    };
+    let root = oci::Process { Env: words(&["HOME=/x"]), ..Default::default() };
+    for (id, process) in [("narrow", narrow), ("root", root)] {
+        let process = |args: &[&str]| {
+            let process = oci::Process { Args: words(&[&["/app", PROGRAM], args].concat()), ..process.clone() };
+            MessageField::some(process)
+        };
+        let first = process(&["confinement", "stay"]);
+        lab.create(id, &[], |request| request.OCI.mut_or_insert_default().Process = first).await.unwrap();
+        lab.start_container(id).await.unwrap();
+        let request = ExecProcessRequest {
+            container_id: id.into(),
+            exec_id: "e1".into(),
+            process: process(&["confinement"]),
+            ..Default::default()
+        };
+        let expected = lab.read(id, "").await;
+        lab.agent.exec_process(context::with_timeout(0), &request).await.unwrap();
+        assert_eq!(lab.read_all(id, "e1").await, expected, "{id}");
+        assert_eq!(lab.wait(id, "e1").await, 0);
+        lab.signal(id, "", 9).await.unwrap();
+    }
     lab.end().await;
 }
 

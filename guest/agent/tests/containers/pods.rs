@@ -6,7 +6,7 @@ use wire_ttrpc::agent::*;
 use wire_ttrpc::oci;
 
 use crate::PROGRAM;
-use crate::lab::Lab;
+use crate::lab::{Lab, refusal};
 
 pub(crate) async fn a_pod_shares_names_memory_and_processes() {
     let mut lab = Lab::start_with("g", |root, sandbox| {
@@ -138,6 +138,8 @@ pub(crate) async fn a_paused_container_does_nothing_until_it_goes_on() {
     lab.start_container("c1").await.unwrap();
     let request = PauseContainerRequest { container_id: "c1".into(), ..Default::default() };
     lab.agent.pause_container(context::with_timeout(0), &request).await.unwrap();
+    let (code, text) = refusal(lab.exec("c1", "e1", &["/app", PROGRAM, "show"], false).await);
+    assert!(code == ttrpc::Code::FAILED_PRECONDITION && text.contains("is paused"), "{text}");
     lab.write("c1", "", b"hello").await;
     let close = CloseStdinRequest { container_id: "c1".into(), ..Default::default() };
     lab.agent.close_stdin(context::with_timeout(0), &close).await.unwrap();
@@ -153,6 +155,8 @@ pub(crate) async fn a_paused_container_does_nothing_until_it_goes_on() {
     lab.agent.resume_container(context::with_timeout(0), &request).await.unwrap();
     assert_eq!(lab.read_all("c1", "").await, "hello");
     assert_eq!(lab.wait("c1", "").await, 0);
+    let (code, text) = refusal(lab.exec("c1", "e1", &["/app", PROGRAM, "show"], false).await);
+    assert!(code == ttrpc::Code::FAILED_PRECONDITION && text.contains("has ended"), "{text}");
 
     // A paused container can be killed and removed.
     lab.create("c2", &["/app", PROGRAM, "stay"], |_| {}).await.unwrap();
