@@ -2,16 +2,12 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::Path;
 
-use guest_image::{BuildOptions, GuestImage, KernelSource};
-use protobuf::MessageField;
-use sandbox::{DiskConfig, GuestFiles, Sandbox, SandboxConfig, SandboxName};
-use tests::{Image, InitDataFiles, Lab};
-use ttrpc::context::{self, Context};
+use sandbox::DiskConfig;
+use tests::Lab;
+use tests::guest::{COPIES, Guest, soon};
 use wire_ttrpc::agent::*;
-use wire_ttrpc::agent_ttrpc::AgentServiceClient;
 use wire_ttrpc::oci;
 
 #[tokio::test]
@@ -152,8 +148,7 @@ async fn what_a_pod_writes_to_an_encrypted_disk_and_its_images_stay_inside() {
         path
     };
     let (scratch, images) = (disk("scratch.img", 40), disk("images.img", 64));
-    let initramfs = with_mke2fs(&lab);
-    let guest = Guest::boot("encrypted", |config| config.guest.initramfs = initramfs).await;
+    let guest = Guest::boot("encrypted", |_| {}).await;
     let attach = async |path: &Path| {
         let disk = DiskConfig { path: path.to_owned(), read_only: false };
         guest.sandbox.attach_disk(disk).await.unwrap().pci_path()
@@ -206,20 +201,6 @@ async fn what_a_pod_writes_to_an_encrypted_disk_and_its_images_stay_inside() {
     }
 }
 
-/// The guest's initramfs with a program that makes file systems: the last of several archives counts.
-fn with_mke2fs(lab: &Lab) -> PathBuf {
-    let options = BuildOptions {
-        guestd: Lab::program("volume-guest"),
-        kernel: KernelSource::Debian,
-        cache: Lab::guest_image().with_file_name("cache"),
-        output: lab.path().join("image"),
-    };
-    let more = guest_image::build_with_programs(&options, &["/usr/sbin/mke2fs".into()]).unwrap();
-    let own = GuestImage::open(&Lab::guest_image()).unwrap();
-    let archives = [std::fs::read(more.initramfs).unwrap(), std::fs::read(own.initramfs).unwrap()];
-    lab.file("initramfs", archives.concat())
-}
-
 fn with_disks_gone(data: &str) -> impl FnOnce(&mut CreateContainerRequest) {
     let mount_point = data.to_owned();
     move |request| {
@@ -233,147 +214,6 @@ fn with_disks_gone(data: &str) -> impl FnOnce(&mut CreateContainerRequest) {
     }
 }
 
-/// A guest under the debug policy, with busybox as its only image.
-struct Guest {
-    lab: Lab,
-    image: String,
-    sandbox: Sandbox,
-    _registry: tests::Registry,
-    _trustee: tests::Trustee,
-}
-
-impl Guest {
-    async fn boot(name: &str, change: impl FnOnce(&mut SandboxConfig)) -> Self {
-        let lab = Lab::new();
-        let (trustee, registry) = (lab.trustee(), lab.registry());
-        let image = registry.push(Image::busybox(&lab, "app", "sleep 3600").layout(), "app");
-        let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/policies/debug.rego");
-        let (_, digest) = image.split_once('@').unwrap();
-        let policy = std::fs::read_to_string(example).unwrap();
-        let policy = policy.replace("sha256:REPLACE_WITH_THE_DIGEST_OF_YOUR_IMAGE", digest);
-        let (initdata, _) = InitDataFiles::new(policy, &trustee, &registry).build(&lab, "initdata");
-        let document = wire::initdata::InitData::parse(std::fs::read_to_string(initdata).unwrap()).unwrap();
-
-        let found = GuestImage::open(&Lab::guest_image()).unwrap();
-        let files = GuestFiles {
-            kernel: found.kernel.clone(),
-            initramfs: found.initramfs.clone(),
-            command_line: guest_image::COMMAND_LINE.to_owned(),
-        };
-        let name = SandboxName::parse(&format!("{name}-{}", std::process::id())).unwrap();
-        let mut config = SandboxConfig { memory_mib: 384, ..SandboxConfig::new(name, files) };
-        config.initdata = Some(document.into());
-        change(&mut config);
-        let sandbox = tokio::time::timeout(LIMIT, Sandbox::start(config)).await.expect("the guest boots").unwrap();
-        Self { lab, image, sandbox, _registry: registry, _trustee: trustee }
-    }
-
-    fn agent(&self) -> &AgentServiceClient {
-        self.sandbox.agent().service()
-    }
-
-    async fn create(
-        &self,
-        id: &str,
-        args: &[&str],
-        change: impl FnOnce(&mut CreateContainerRequest),
-    ) -> ttrpc::Result<()> {
-        let process = oci::Process {
-            Args: args.iter().map(ToString::to_string).collect(),
-            Env: vec!["PATH=/bin".into()],
-            ..Default::default()
-        };
-        let mut request = CreateContainerRequest {
-            container_id: id.into(),
-            storages: vec![Storage {
-                driver: "image_guest_pull".into(),
-                source: self.image.clone(),
-                fstype: "overlay".into(),
-                mount_point: format!("/run/kata-containers/{id}/rootfs"),
-                ..Default::default()
-            }],
-            OCI: MessageField::some(oci::Spec { Process: MessageField::some(process), ..Default::default() }),
-            ..Default::default()
-        };
-        change(&mut request);
-        self.agent().create_container(soon(), &request).await.map(drop)
-    }
-
-    async fn start(&self, id: &str) {
-        let request = StartContainerRequest { container_id: id.into(), ..Default::default() };
-        self.agent().start_container(soon(), &request).await.unwrap();
-    }
-
-    async fn run(&self, id: &str) -> i32 {
-        self.start(id).await;
-        let request = WaitProcessRequest { container_id: id.into(), ..Default::default() };
-        self.agent().wait_process(soon(), &request).await.unwrap().status
-    }
-
-    async fn copy(&self, path: &str, data: &[u8]) {
-        let request = CopyFileRequest {
-            path: format!("{COPIES}/{path}"),
-            file_size: data.len().try_into().unwrap(),
-            file_mode: 0o100_644,
-            dir_mode: 0o755,
-            data: data.into(),
-            ..Default::default()
-        };
-        self.agent().copy_file(soon(), &request).await.unwrap();
-    }
-
-    async fn stats(&self, id: &str) -> CgroupStats {
-        let request = StatsContainerRequest { container_id: id.into(), ..Default::default() };
-        self.agent().stats_container(soon(), &request).await.unwrap().cgroup_stats.unwrap()
-    }
-
-    async fn output(&self, id: &str, args: &[&str]) -> String {
-        let (status, output) = self.exec(id, args).await;
-        assert_eq!(status, 0, "{args:?}: {output}");
-        output
-    }
-
-    async fn exec(&self, id: &str, args: &[&str]) -> (i32, String) {
-        let exec_id =
-            format!("e{}", args.join("-").bytes().fold(0u32, |sum, byte| sum.wrapping_mul(31) + u32::from(byte)));
-        let process = oci::Process {
-            Args: args.iter().map(ToString::to_string).collect(),
-            Env: vec!["PATH=/bin".into()],
-            ..Default::default()
-        };
-        let request = ExecProcessRequest {
-            container_id: id.into(),
-            exec_id: exec_id.clone(),
-            process: MessageField::some(process),
-            ..Default::default()
-        };
-        self.agent().exec_process(soon(), &request).await.unwrap();
-        let mut output = Vec::new();
-        loop {
-            let read = ReadStreamRequest {
-                container_id: id.into(),
-                exec_id: exec_id.clone(),
-                len: 4096,
-                ..Default::default()
-            };
-            let data = self.agent().read_stdout(soon(), &read).await.unwrap().data;
-            if data.is_empty() {
-                break;
-            }
-            output.extend(data);
-        }
-        let wait = WaitProcessRequest { container_id: id.into(), exec_id, ..Default::default() };
-        let status = self.agent().wait_process(soon(), &wait).await.unwrap().status;
-        (status, String::from_utf8_lossy(&output).into_owned())
-    }
-
-    async fn end(self) {
-        self.agent().destroy_sandbox(soon(), &DestroySandboxRequest::new()).await.unwrap();
-        self.sandbox.stop().await;
-        drop(self.lab);
-    }
-}
-
 fn bind(destination: &str, source: &str) -> oci::Mount {
     oci::Mount {
         destination: destination.into(),
@@ -384,11 +224,4 @@ fn bind(destination: &str, source: &str) -> oci::Mount {
     }
 }
 
-fn soon() -> Context {
-    context::with_duration(LIMIT)
-}
-
 const MARKER: &str = "what-only-the-guest-may-read";
-const COPIES: &str = "/run/kata-containers/shared/containers";
-/// Software emulation on a machine that also does other work.
-const LIMIT: Duration = Duration::from_secs(180);

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -20,7 +20,9 @@ async fn volumes_keep_their_promises_in_a_guest() {
     let lab = Lab::new();
     let guestd = guestd(&lab);
     let image = image(&lab, &guestd);
-    for (name, mib) in [("plain", 40), ("sealed", 48), ("raw", 24), ("ephemeral", 32), ("stock", 24), ("hub", 48)] {
+    for (name, mib) in
+        [("plain", 40), ("sealed", 48), ("raw", 24), ("ephemeral", 32), ("large", LARGE), ("stock", 24), ("hub", 48)]
+    {
         disk(&lab, name, mib);
     }
     let forged = disk(&lab, "forged", 40);
@@ -29,6 +31,9 @@ async fn volumes_keep_their_promises_in_a_guest() {
 
     let console = boot(&lab, &image, &format!("first {tree} guestd={}", guestd.display())).await;
     expect(&console, FIRST);
+    let stored = fs::metadata(lab.path().join("large")).unwrap().blocks() * 512;
+    println!("a volume of {} GiB takes {} KiB of the host's disk", LARGE >> 10, stored >> 10);
+    assert!(stored < 32 << 20, "{stored} bytes");
     cut_off(&lab, &image).await;
     let console = boot(&lab, &image, "second").await;
     expect(&console, SECOND);
@@ -41,6 +46,8 @@ const FIRST: &[&str] = &[
     "we_open_a_volume_of_stock_cryptsetup",
     "tampered_ciphertext_reads_as_an_error_and_never_as_other_data",
     "an_ephemeral_volume_leaves_nothing",
+    "a_large_volume_takes_neither_time_nor_space",
+    "a_full_volume_is_whole",
     "a_header_with_a_null_cipher_is_refused",
     "a_failure_leaves_nothing_behind",
     "a_layer_is_read_through_dm_verity",
@@ -68,8 +75,7 @@ fn image(lab: &Lab, guestd: &Path) -> GuestImage {
         cache: Lab::guest_image().with_file_name("cache"),
         output: lab.path().join("image"),
     };
-    build_with_programs(&options, &["/usr/sbin/cryptsetup".into(), guestd.to_owned()])
-        .unwrap()
+    build_with_programs(&options, &["/usr/sbin/cryptsetup".into(), guestd.to_owned()]).unwrap()
 }
 
 fn disk(lab: &Lab, name: &str, mib: u64) -> PathBuf {
@@ -188,8 +194,11 @@ fn pattern(block: u64) -> Vec<u8> {
     format!("the owner's data, block {block:8}\n").bytes().cycle().take(4096).collect()
 }
 
-const DISKS: [&str; 9] = ["plain", "sealed", "raw", "ephemeral", "forged", "stock", "hub", "layer", "tampered-layer"];
+const DISKS: [&str; 10] =
+    ["plain", "sealed", "raw", "ephemeral", "large", "forged", "stock", "hub", "layer", "tampered-layer"];
 const KEY: [u8; 32] = [0xfe; 32];
 /// Bytes of one copy of a header.
 const COPY: usize = 16 << 10;
+/// MiB: a disk as large as the file system of a host.
+const LARGE: u64 = 2 << 20;
 const LIMIT: Duration = Duration::from_secs(300);

@@ -188,12 +188,14 @@ impl fmt::Debug for Crypt {
 impl Integrity {
     fn parameters(&self, device: &str) -> Result<String, Error> {
         check_block_size("integrity", self.block_size)?;
-        let mode = match self.mode {
-            IntegrityMode::Journal => 'J',
-            IntegrityMode::Direct => 'D',
-        };
         let Self { offset, tag_size, block_size, .. } = self;
-        Ok(format!("{device} {offset} {tag_size} {mode} 2 block_size:{block_size} fix_padding"))
+        let place = format!("{device} {offset} {tag_size}");
+        let options = format!("block_size:{block_size} fix_padding");
+        Ok(match self.mode {
+            IntegrityMode::Journal => format!("{place} J 2 {options}"),
+            // What is formatted gets a journal in any case, up to 64 MiB of it unless it is to be as small as can be.
+            IntegrityMode::Direct => format!("{place} D 3 {options} journal_sectors:8"),
+        })
     }
 }
 
@@ -295,6 +297,9 @@ mod tests {
             mode: IntegrityMode::Journal,
         };
         assert_eq!(integrity.parameters("8:1").unwrap(), "8:1 32768 32 J 2 block_size:4096 fix_padding");
+        let direct = Integrity { mode: IntegrityMode::Direct, ..integrity };
+        let parameters = "8:1 32768 32 D 3 block_size:4096 fix_padding journal_sectors:8";
+        assert_eq!(direct.parameters("8:1").unwrap(), parameters);
         let root = "11".repeat(32);
         assert_eq!(verity().parameters("8:1", "8:2").unwrap(), format!("1 8:1 8:2 4096 4096 10 11 sha256 {root} -"));
         let salted = Verity { salt: vec![1, 2], ..verity() };

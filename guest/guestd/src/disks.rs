@@ -27,20 +27,15 @@ impl GuestDisks {
         Self { hub, volumes, integrity, images, images_moved: Mutex::new(false) }
     }
 
-    async fn encrypt(
-        &self,
-        number: &str,
-        mount_point: PathBuf,
-        flags: Vec<String>,
-        mkfs: &str,
-    ) -> Result<(), DiskError> {
+    async fn encrypt(&self, number: &str, mount_point: PathBuf, flags: Vec<String>) -> Result<(), DiskError> {
         let integrity = self.integrity.to_string();
         let options = [
             ("deviceId", number),
             ("sourceType", "empty"),
             ("targetType", "fileSystem"),
             ("filesystemType", "ext4"),
-            ("mkfsOpts", mkfs),
+            // What does not outlive the guest needs no journal.
+            ("mkfsOpts", "-O ^has_journal"),
             ("encryptionType", "luks2"),
             ("dataIntegrity", integrity.as_str()),
         ];
@@ -58,8 +53,7 @@ impl GuestDisks {
 #[async_trait]
 impl Disks for GuestDisks {
     async fn mount(&self, disk: EncryptedDisk) -> Result<(), DiskError> {
-        let mkfs = "-O ^has_journal -m 0 -i 163840 -I 128";
-        self.encrypt(&disk.number, disk.mount_point, disk.flags, mkfs).await
+        self.encrypt(&disk.number, disk.mount_point, disk.flags).await
     }
 
     async fn store_images(&self, number: &str) -> Result<(), DiskError> {
@@ -68,7 +62,7 @@ impl Disks for GuestDisks {
             return Ok(());
         }
         let folders = empty_folders(&self.images)?;
-        self.encrypt(number, self.images.clone(), Vec::new(), "").await?;
+        self.encrypt(number, self.images.clone(), Vec::new()).await?;
         for folder in folders {
             std::fs::create_dir_all(&folder).map_err(|e| DiskError(format!("images: {}: {e}", folder.display())))?;
         }

@@ -43,9 +43,9 @@ pub enum Error {
         "volume request: {0:?} is no flag of this mount; next: use ro, rw, noexec, nosuid, nodev, noatime, relatime, strictatime, nodiratime, sync, dirsync, lazytime; for a raw device ro or rw"
     )]
     Flag(String),
-    /// An option of `mke2fs` that is not needed for a volume or would reach beyond it.
+    /// An option of `mke2fs` that is not there, or a value that it can't have.
     #[error(
-        "volume request: mkfsOpts has {0:?}, which is not allowed; next: use -E, -I, -i, -J size=, -L, -m, -N, -O, -T or -U with a plain value"
+        "volume request: mkfsOpts has {0:?}, which is not followed; next: use -I 128 or 256, -i from 4096 on, -L, -m up to 50, -O has_journal or ^has_journal"
     )]
     MkfsOption(String),
     /// A mount point that is not usable.
@@ -115,14 +115,9 @@ pub enum Error {
         /// The system's answer.
         cause: io::Error,
     },
-    /// There is nothing that could make a file system.
-    #[error(
-        "volume file system: there is no mke2fs in the guest; next: build the guest image with it (extra programs), or use targetType \"device\""
-    )]
-    NoMke2fs,
-    /// `mke2fs` did not make a file system.
-    #[error("volume file system: mke2fs failed: {0}; next: check mkfsOpts and the size of the disk")]
-    Mkfs(String),
+    /// The file system could not be made.
+    #[error("volume file system: {0}")]
+    Mkfs(#[from] ext4::Error),
     /// The file system could not be mounted.
     #[error("volume file system: it can't be mounted on {path}: {cause}; next: check that the volume holds ext4, and see the kernel's log", path = path.display())]
     Mount {

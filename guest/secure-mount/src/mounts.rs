@@ -14,7 +14,7 @@ use crate::block_device::BlockDevice;
 use crate::place::Place;
 use crate::request::{self, MountRequest, Source, Target, Volume};
 use crate::volume::OpenVolume;
-use crate::{Config, Error};
+use crate::{Config, Error, mkfs};
 
 /// The volumes of a guest. Clones share them; dropping the last one releases all.
 #[derive(Clone)]
@@ -168,11 +168,6 @@ impl Mounted {
         let reserved = Reserved::new(devices, &device)?;
         let name = request.mapper_name.clone().map_or_else(random_name, Ok)?;
         let read_only = request.flags.read_only();
-        // Before anything is written.
-        let mke2fs = config.mke2fs();
-        if mke2fs.is_none() && request.makes_file_system() {
-            return Err(Error::NoMke2fs);
-        }
 
         let uncommitted = match (request.source, &key) {
             (Source::Existing, Some(key)) => {
@@ -188,10 +183,7 @@ impl Mounted {
         };
         let volume = &uncommitted.volume;
         match &request.target {
-            Target::FileSystem(options) => {
-                let mke2fs = mke2fs.ok_or(Error::NoMke2fs)?;
-                options.make(&mke2fs, volume.mapping().path(), volume.is_authenticated())?;
-            }
+            Target::FileSystem(file_system) => mkfs::make(file_system, volume.mapping().path())?,
             Target::Device if volume.is_authenticated() => volume.wipe()?,
             Target::Device => {}
         }
@@ -211,10 +203,6 @@ impl Mounted {
 }
 
 impl Volume {
-    fn makes_file_system(&self) -> bool {
-        self.source != Source::Existing && matches!(self.target, Target::FileSystem(_))
-    }
-
     /// Lets the volume appear where the request wants it.
     fn place(&self, volume: &OpenVolume) -> Result<Place, Error> {
         let device = volume.mapping().path();

@@ -30,7 +30,7 @@ impl Place {
     /// Mounts the file system on `device`.
     pub(crate) fn mount(path: &Path, device: &Path, flags: Flags) -> Result<Self, Error> {
         let mut place = Self::with_folders(path, path)?;
-        mount(Some(device), path, Some("ext4"), flags.bits(), None::<&str>)
+        mount(Some(device), path, Some("ext4"), flags.bits(), Some(ext4::MOUNT_OPTION))
             .map_err(|errno| Error::Mount { path: path.to_owned(), cause: errno.into() })?;
         place.kind = Kind::Mount;
         Ok(place)

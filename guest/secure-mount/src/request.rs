@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::fmt;
 use std::path::{Component, Path, PathBuf};
 
+use ext4::Ext4;
 use zeroize::Zeroizing;
 
 use crate::Error;
-use crate::ext4::MkfsOptions;
 use crate::flags::Flags;
+use crate::mkfs;
 
 /// A request as upstream's `SecureMount` carries it, with the key fetched.
 #[derive(Clone)]
@@ -24,7 +25,7 @@ pub struct MountRequest {
     /// | `encryptionType` | `luks2`, the default |
     /// | `filesystemType` | `ext4`, the default |
     /// | `dataIntegrity` | `true`, `false`; without it a new volume has none, and an existing one tells |
-    /// | `mkfsOpts` | options of mke2fs, with spaces between |
+    /// | `mkfsOpts` | options as mke2fs has them, with spaces between: `-I`, `-i`, `-L`, `-m`, `-O [^]has_journal` |
     /// | `mapperName` | the mapping's name; random if absent |
     /// | `key` | where the key comes from: not used here, but then `key` below must be there |
     pub options: HashMap<String, String>,
@@ -69,7 +70,7 @@ pub(crate) enum Source {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum Target {
     Device,
-    FileSystem(MkfsOptions),
+    FileSystem(Ext4),
 }
 
 impl MountRequest {
@@ -146,7 +147,7 @@ impl MountRequest {
     }
 
     fn target(&self) -> Result<Target, Error> {
-        let options = MkfsOptions::parse(self.option("mkfsOpts").unwrap_or_default())?;
+        let options = mkfs::parse(self.option("mkfsOpts").unwrap_or_default())?;
         match self.option("targetType") {
             Some("device") if self.option("mkfsOpts").is_some() => {
                 Err(value("targetType", "device", "\"fileSystem\" with mkfsOpts"))

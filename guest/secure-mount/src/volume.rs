@@ -6,7 +6,7 @@ use device_mapper::{Cipher, Crypt, Integrity, IntegrityMode, Mapping, SECTOR, Ta
 use wire::luks2::{Format, Header, IntegritySuperblock, NewVolume, Segment, VolumeKey};
 
 use crate::block_device::BlockDevice;
-use crate::{Error, ext4};
+use crate::{Error, mkfs};
 
 /// What makes plaintext of a device. Dropping it removes both, as soon as nobody uses them.
 pub(crate) struct OpenVolume {
@@ -97,7 +97,7 @@ impl OpenVolume {
 
     /// Writes every sector once, so that each can be read.
     pub(crate) fn wipe(&self) -> Result<(), Error> {
-        ext4::wipe(self.crypt.path()).map_err(Error::io("wiped", self.crypt.path()))
+        mkfs::wipe(self.crypt.path()).map_err(Error::io("wiped", self.crypt.path()))
     }
 
     /// Whether a sector that was never written gives an error.

@@ -82,7 +82,6 @@ pub fn build(options: &BuildOptions) -> Result<GuestImage, Error> {
 
 /// The same with programs of this machine beside guestd, each with the shared libraries that it needs.
 ///
-/// `/usr/sbin/mke2fs` makes file systems on encrypted volumes: 3 MB with its libraries, which is why it is not in every image.
 /// The bytes are those of this machine's packages, so that the same image needs the same packages.
 ///
 /// # Errors
