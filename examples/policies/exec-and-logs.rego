@@ -193,11 +193,20 @@ its_world(container) if {
 	count(input.OCI.Linux.Devices) == 0
 	count([storage | some storage in input.storages; storage.driver == "image_guest_pull"]) == 1
 	every storage in input.storages {
-		storage.driver in ["image_guest_pull", "ephemeral", "local"]
+		known_storage(storage)
 	}
 	every mount in input.OCI.Mounts {
 		known_mount(container, mount)
 	}
+}
+
+known_storage(storage) if storage.driver in ["image_guest_pull", "ephemeral", "local"]
+
+# A disk of the node, for what ends with the pod: under a key that only the guest has.
+known_storage(storage) if {
+	storage.driver in ["blk", "scsi"]
+	"encryption_key=ephemeral" in storage.driver_options
+	"create_filesystem" in storage.driver_options
 }
 
 # Those that are no bind mounts the guest makes its own way.
