@@ -107,10 +107,16 @@ impl Slots {
     }
 }
 
+/// What the guest throws away is no longer stored. An error, such as that the host has no room, is the guest's to hear of, and
+/// does not stop it.
 async fn plug(qmp: &Qmp, attached: &AttachedDisk, disk: &DiskConfig, driver: &str) -> Result<(), Error> {
+    let file = json!({
+        "driver": driver, "filename": format!("/dev/fdset/{}", attached.slot), "read-only": disk.read_only,
+        "discard": "unmap",
+    });
     let node = json!({
         "driver": "raw", "node-name": attached.node(), "read-only": disk.read_only, "force-share": disk.read_only,
-        "file": {"driver": driver, "filename": format!("/dev/fdset/{}", attached.slot), "read-only": disk.read_only},
+        "discard": "unmap", "file": file,
     });
     let refused = |step| move |source| Error::refused(disk, step, source);
     qmp.execute(BlockdevAdd(node)).await.map_err(refused("adding the image"))?;
@@ -118,7 +124,12 @@ async fn plug(qmp: &Qmp, attached: &AttachedDisk, disk: &DiskConfig, driver: &st
         "virtio-blk-pci",
         attached.device(),
         crate::config::BRIDGE.to_owned(),
-        [("drive".to_owned(), attached.node().into()), ("addr".to_owned(), format!("{:#x}", attached.slot).into())],
+        [
+            ("drive".to_owned(), attached.node().into()),
+            ("addr".to_owned(), format!("{:#x}", attached.slot).into()),
+            ("werror".to_owned(), "report".into()),
+            ("rerror".to_owned(), "report".into()),
+        ],
     );
     qmp.execute(device).await.map_err(refused("adding the device"))
 }
