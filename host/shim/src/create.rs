@@ -18,6 +18,7 @@ use crate::io::{ProcessId, Stdio};
 use crate::machine::Machine;
 use crate::process::Process;
 use crate::volumes::Volumes;
+use crate::volumes::disks::Disks;
 use crate::{Error, Kind, Spec};
 
 /// What a container is made of.
@@ -26,6 +27,8 @@ pub(crate) struct Creation<'a> {
     pub(crate) spec: Spec,
     pub(crate) kind: Kind,
     pub(crate) namespace: &'a str,
+    /// The pod's disks with volumes.
+    pub(crate) disks: &'a Disks,
     /// As long as the guest may take, with the pull of the image.
     pub(crate) limit: Duration,
 }
@@ -37,9 +40,9 @@ impl Creation<'_> {
     /// Any of the crate's: the first thing that failed.
     pub(crate) async fn run(self, guest: &Guest, machine: &Machine, sandbox: &str) -> Result<Container, Error> {
         let id = self.request.id.clone();
-        let volumes = match self.kind {
+        let mut volumes = match self.kind {
             Kind::Sandbox => Volumes::of_sandbox(&self.spec),
-            _ => Volumes::of(&self.spec, &id, sandbox),
+            _ => Volumes::of(&self.spec, &id, sandbox, self.disks.mode)?,
         };
         let stdio = Stdio {
             stdin: self.request.stdin.clone(),
@@ -50,6 +53,13 @@ impl Creation<'_> {
         let process = ProcessId { container: id.clone(), exec: String::new() };
         let init = Process::open(process, stdio, None, self.namespace).await?;
         let mut storages = volumes.storages;
+        for (mount, volume) in &volumes.disks {
+            let storage = self.disks.attach(machine, volume).await?;
+            volumes.mounts[*mount].source.clone_from(&storage.mount_point);
+            if storages.iter().all(|known| known.mount_point != storage.mount_point) {
+                storages.push(storage);
+            }
+        }
         storages.push(image::storage(&id, &self.kind, &self.spec, &self.request.rootfs)?);
 
         let mut held = Held { watchers: copy_all(guest, volumes.copies).await?, disks: Vec::new() };

@@ -1,15 +1,20 @@
-//! What becomes of a container's mounts: the guest's own, shared folders of the guest, or copies of the host's files.
+//! What becomes of a container's mounts: the guest's own, folders and disks of the pod, or copies of the host's files.
+
+pub(crate) mod disks;
 
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use direct_volume::Assignments;
 use sha2::{Digest as _, Sha256};
 use wire_ttrpc::agent::Storage;
 
-use crate::Spec;
+use crate::config::EmptyDirMode;
 use crate::spec::Mount;
+use crate::{Error, Spec};
+use disks::{Content, DiskVolume};
 
 /// What a container's mounts come to.
 #[derive(Debug, Default)]
@@ -18,6 +23,8 @@ pub(crate) struct Volumes {
     pub(crate) mounts: Vec<Mount>,
     /// Folders that the guest makes first.
     pub(crate) storages: Vec<Storage>,
+    /// Disks that the guest needs first, and the mount that each is for.
+    pub(crate) disks: Vec<(usize, DiskVolume)>,
     /// Files that the guest needs first.
     pub(crate) copies: Vec<Copied>,
     /// Where Kubernetes reads the container's last words.
@@ -37,12 +44,15 @@ pub(crate) struct Copied {
 
 impl Volumes {
     /// Decides for each mount of a container.
-    pub(crate) fn of(spec: &Spec, container: &str, sandbox: &str) -> Self {
+    ///
+    /// # Errors
+    /// [`Error::Volume`] for one that a storage driver has assigned a device to which no guest can have.
+    pub(crate) fn of(spec: &Spec, container: &str, sandbox: &str, mode: EmptyDirMode) -> Result<Self, Error> {
         let mut volumes = Self::default();
         for mount in &spec.mounts {
-            volumes.add(mount.clone(), container, sandbox, spec);
+            volumes.add(mount.clone(), container, sandbox, spec, mode)?;
         }
-        volumes
+        Ok(volumes)
     }
 
     /// The mounts of a pod's own container: the guest's, and nothing of the host's.
@@ -51,23 +61,41 @@ impl Volumes {
         Self { mounts: mounts.cloned().map(shared_memory).collect(), ..Self::default() }
     }
 
-    fn add(&mut self, mount: Mount, container: &str, sandbox: &str, spec: &Spec) {
+    fn add(
+        &mut self,
+        mount: Mount,
+        container: &str,
+        sandbox: &str,
+        spec: &Spec,
+        mode: EmptyDirMode,
+    ) -> Result<(), Error> {
         let mount = shared_memory(mount);
         if !is_bind(&mount) || mount.source == GUEST_SHM || is_the_guest_s(&mount.source) {
             self.mounts.push(mount);
-            return;
+            return Ok(());
         }
         let source = PathBuf::from(&mount.source);
+        let assigned = Assignments::default().find(&mount.source);
+        let assigned = assigned.map_err(|error| Error::Volume { path: source.clone(), reason: error.to_string() })?;
+        if let Some(info) = assigned {
+            self.add_disk(mount, Content::Assigned(info));
+            return Ok(());
+        }
         if let Some(name) = empty_dir(&source) {
-            let storage = match memory_size(&source) {
-                Some(size) => in_memory(name, size, &source),
-                None => local(name, sandbox, &source),
+            let storage = match (memory_size(&source), mode) {
+                (Some(size), _) => in_memory(name, size, &source),
+                (None, EmptyDirMode::SharedFs) => local(name, sandbox, &source),
+                (None, block) => {
+                    let encrypted = block == EmptyDirMode::BlockEncrypted;
+                    self.add_disk(mount, Content::EmptyDir { encrypted, group: group(&source) });
+                    return Ok(());
+                }
             };
             self.mounts.push(Mount { source: storage.mount_point.clone(), kind: "bind".to_owned(), ..mount });
             if self.storages.iter().all(|known| known.mount_point != storage.mount_point) {
                 self.storages.push(storage);
             }
-            return;
+            return Ok(());
         }
         let annotation = |name: &str| spec.annotations.get(name).map(String::as_str);
         if annotation(TERMINATION_POLICY) == Some("File")
@@ -79,6 +107,13 @@ impl Volumes {
         let watched = WATCHED.iter().any(|kind| within(&source, kind)) && source.is_dir();
         self.copies.push(Copied { source, target: target.clone(), watched });
         self.mounts.push(Mount { source: target, kind: "bind".to_owned(), ..mount });
+        Ok(())
+    }
+
+    /// The mount's source follows, once the guest has the disk.
+    fn add_disk(&mut self, mount: Mount, content: Content) {
+        self.disks.push((self.mounts.len(), DiskVolume { source: PathBuf::from(&mount.source), content }));
+        self.mounts.push(Mount { kind: "bind".to_owned(), ..mount });
     }
 }
 
@@ -135,7 +170,7 @@ fn in_memory(name: &str, size: u64, source: &Path) -> Storage {
         driver: "ephemeral".to_owned(),
         source: "tmpfs".to_owned(),
         fstype: "tmpfs".to_owned(),
-        options: size.into_iter().chain(group(source)).collect(),
+        options: size.into_iter().chain(fsgid(source)).collect(),
         mount_point: format!("/run/kata-containers/sandbox/ephemeral/{name}"),
         ..Storage::default()
     }
@@ -146,16 +181,20 @@ fn local(name: &str, sandbox: &str, source: &Path) -> Storage {
         driver: "local".to_owned(),
         source: "local".to_owned(),
         fstype: "local".to_owned(),
-        options: ["mode=0777".to_owned()].into_iter().chain(group(source)).collect(),
+        options: ["mode=0777".to_owned()].into_iter().chain(fsgid(source)).collect(),
         mount_point: format!("{SHARED}/passthrough/{sandbox}/rootfs/local/{name}"),
         ..Storage::default()
     }
 }
 
 /// The group that Kubernetes gave the folder, if not root's.
-fn group(source: &Path) -> Option<String> {
+fn group(source: &Path) -> Option<u32> {
     let gid: io::Result<u32> = fs::metadata(source).map(|it| it.gid());
-    gid.ok().filter(|gid| *gid != 0).map(|gid| format!("fsgid={gid}"))
+    gid.ok().filter(|gid| *gid != 0)
+}
+
+fn fsgid(source: &Path) -> Option<String> {
+    group(source).map(|gid| format!("fsgid={gid}"))
 }
 
 /// Where a guest's agent takes files.
@@ -215,7 +254,7 @@ mod tests {
             bind(Path::new("/dev/fuse"), "/dev/fuse"),
         ]);
 
-        let volumes = Volumes::of(&spec, "c1", "s1");
+        let volumes = Volumes::of(&spec, "c1", "s1", EmptyDirMode::SharedFs).unwrap();
 
         let sources: Vec<_> = volumes.mounts.iter().map(|it| it.source.as_str()).collect();
         assert_eq!(volumes.mounts[0], proc);
@@ -236,6 +275,13 @@ mod tests {
         assert_eq!(copies, [(token.as_path(), true), (&hosts, false), (&log, false)]);
         assert_eq!(volumes.copies[1].target, sources[5]);
         assert_eq!(volumes.termination_log, Some(log));
+
+        // The same folder on a disk: which, is known later.
+        let on_disk = Volumes::of(&spec, "c1", "s1", EmptyDirMode::BlockEncrypted).unwrap();
+        let content = Content::EmptyDir { encrypted: true, group: group(&cache) };
+        let disk = DiskVolume { source: cache, content };
+        assert_eq!(on_disk.disks, [(2, disk.clone()), (3, disk)]);
+        assert!(on_disk.storages.is_empty() && on_disk.copies == volumes.copies);
     }
 
     #[test]
