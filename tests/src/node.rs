@@ -83,7 +83,7 @@ impl Node {
         namespaces.relay(registry.port());
         let handlers = cocoon.map(|cocoon| cocoon.install(&namespaces, version)).unwrap_or_default();
         let mounts = namespaces.mounts();
-        let containerd = Service::start(&namespaces, version, programs, &folder, &pause, &handlers);
+        let containerd = Service::start(&namespaces, version, &programs, &folder, &pause, &handlers);
         let channel = connect(&namespaces).await;
         let (containerd, events, pods) = (Mutex::new(containerd), Arc::new(watch::Sender::new(())), AtomicU32::new(0));
         let node = Self { name, folder, version, namespaces, mounts, containerd, channel, events, pods };
@@ -224,6 +224,20 @@ impl Node {
     /// Those of the connection.
     pub fn connect(&self, address: SocketAddr) -> std::io::Result<TcpStream> {
         self.namespaces.connect(address)
+    }
+
+    /// Runs a shell script in the node's namespaces.
+    ///
+    /// # Panics
+    /// If it fails.
+    pub fn shell(&self, script: &str) {
+        let status = self.command("sh").args(["-ec", script]).status().unwrap();
+        assert!(status.success(), "{script}");
+    }
+
+    /// Its folder on the host, with what containerd and the snapshotter keep.
+    pub fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// A command that runs in the node's namespaces.

@@ -12,7 +12,7 @@ use crate::configuration::{
 use crate::distribution::{Distribution, Way};
 use crate::error::Error;
 use crate::journal::{Change, Entry};
-use crate::processes::{PRECISION, Process, file_of};
+use crate::processes::{PRECISION, Process};
 use crate::root::{CURRENT, Root};
 use crate::state::Edits;
 use crate::versions::Versions;
@@ -33,8 +33,10 @@ impl Containerd {
     /// its version.
     pub(crate) fn find(root: &Root) -> Result<Self, Error> {
         let place = Distribution::of(root)?;
-        let found = place.programs.iter().map(|path| root.at(path)).find(|path| path.exists());
-        let program = found.ok_or_else(|| Error::NoContainerd(place.programs.join(", ")))?;
+        let mut found: Vec<_> = place.programs.iter().map(|path| root.at(path)).filter(|path| path.exists()).collect();
+        // Of several it is the one that runs.
+        found.sort_by_key(|path| Process::running(path).is_none());
+        let program = found.into_iter().next().ok_or_else(|| Error::NoContainerd(place.programs.join(", ")))?;
         // "containerd github.com/containerd/containerd 1.7.24 <commit>"
         let answer = ask(&program, &["--version"])?;
         let version = answer.split_whitespace().nth(2).unwrap_or_default().trim_start_matches('v').to_owned();
@@ -112,8 +114,7 @@ impl Containerd {
 
     /// Its process, if it runs.
     pub(crate) fn process(&self) -> Option<Process> {
-        let file = file_of(&self.program)?;
-        Process::all().into_iter().find(|process| process.file == file)
+        Process::running(&self.program)
     }
 
     fn format(&self) -> Format {

@@ -21,6 +21,12 @@ impl Process {
         entries.filter_map(|entry| Self::of(entry.file_name().to_str()?.parse().ok()?)).collect()
     }
 
+    /// One that executes this file.
+    pub(crate) fn running(program: &Path) -> Option<Self> {
+        let file = file_of(program)?;
+        Self::all().into_iter().find(|process| process.file == file)
+    }
+
     pub(crate) fn of(pid: u32) -> Option<Self> {
         let file = file_of(Path::new(&format!("/proc/{pid}/exe")))?;
         let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;

@@ -40,11 +40,12 @@ impl Cocoon {
     /// Installs programs, guest image and configuration on a node where the page has them, and returns what containerd's
     /// configuration needs at its end.
     pub(super) fn install(&self, namespaces: &Namespaces, version: Containerd) -> String {
-        let (opt, etc) = (namespaces.path("/opt/cocoon"), namespaces.path("/etc/cocoon"));
+        let (opt, etc) = (namespaces.path("/opt/cocoon/current"), namespaces.path("/etc/cocoon"));
         fs::create_dir_all(opt.join("bin")).unwrap();
+        fs::create_dir_all(opt.join("share")).unwrap();
         fs::create_dir_all(&etc).unwrap();
         symlink(Lab::program(SHIM), opt.join("bin").join(SHIM)).unwrap();
-        symlink(Lab::guest_image(), opt.join("guest-image")).unwrap();
+        symlink(Lab::guest_image(), opt.join("share/guest-image")).unwrap();
         fs::write(etc.join("configuration.toml"), self.settings.to_string()).unwrap();
 
         let handler = toml_block(&page(), &format!("[{}.containerd.runtimes.cocoon]", version.runtime_table()));

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -81,32 +82,35 @@ impl Containerd {
 
 /// A running containerd.
 pub(super) struct Service {
-    programs: PathBuf,
-    configuration: PathBuf,
     process: Daemon,
 }
 
 impl Service {
-    /// Writes the configuration, `handlers` at its end, and starts it.
+    /// Puts programs and configuration, `handlers` at its end, where a machine has them, and starts it.
     pub(super) fn start(
         namespaces: &Namespaces,
         version: Containerd,
-        programs: PathBuf,
+        programs: &Path,
         folder: &Path,
         pause: &str,
         handlers: &str,
     ) -> Self {
-        let configuration = folder.join("containerd.toml");
-        fs::write(&configuration, version.configuration(folder, pause) + handlers).unwrap();
-        let process = serve(namespaces, &programs, &configuration);
-        Self { programs, configuration, process }
+        for program in fs::read_dir(programs).unwrap().flatten() {
+            let place = namespaces.path(PROGRAMS).join(program.file_name());
+            let _ = fs::remove_file(&place);
+            symlink(program.path(), place).unwrap();
+        }
+        let configuration = namespaces.path(CONFIGURATION);
+        fs::create_dir_all(configuration.parent().unwrap()).unwrap();
+        fs::write(configuration, version.configuration(folder, pause) + handlers).unwrap();
+        Self { process: serve(namespaces) }
     }
 
     /// Ends it by a signal, and starts it again.
     pub(super) fn restart(&mut self, signal: &str, namespaces: &Namespaces) {
         run("kill", ["-s", signal, &self.pid().to_string()]);
         self.process.ended(LIMIT);
-        self.process = serve(namespaces, &self.programs, &self.configuration);
+        self.process = serve(namespaces);
     }
 
     /// Its process, as the host numbers it; ours is nsenter, which passes no signal on.
@@ -116,7 +120,7 @@ impl Service {
 
     /// What its own client says to a question about pods, if it answers.
     pub(super) fn ctr(&self, namespaces: &Namespaces, arguments: &[&str]) -> Option<String> {
-        let mut command = namespaces.command(self.programs.join("ctr"));
+        let mut command = namespaces.command(Path::new(PROGRAMS).join("ctr"));
         let output = command.args(["--address", SOCKET, "--namespace", "k8s.io"]).args(arguments).output().unwrap();
         output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
     }
@@ -127,18 +131,21 @@ impl Service {
     }
 }
 
-fn serve(namespaces: &Namespaces, programs: &Path, configuration: &Path) -> Daemon {
-    let mut command: Command = namespaces.command(programs.join("containerd"));
+fn serve(namespaces: &Namespaces) -> Daemon {
+    let mut command: Command = namespaces.command(Path::new(PROGRAMS).join("containerd"));
     // Proxies of the machine are none of the laboratory's.
     // For the sandbox service containerd does not look at a handler's runtime_path.
-    let path = format!("{}:/opt/cocoon/bin:/usr/sbin:/usr/bin:/sbin:/bin", programs.display());
+    let path = format!("{PROGRAMS}:/opt/cocoon/current/bin:/usr/sbin:/usr/bin:/sbin:/bin");
     command.env_clear().env("PATH", path).env("TMPDIR", "/run/tmp");
-    let process = Daemon::start(command.arg("--config").arg(configuration));
+    let process = Daemon::start(&mut command);
     process.wait_for("containerd successfully booted", LIMIT);
     process
 }
 
 /// Where it listens, in the node.
 pub(super) const SOCKET: &str = "/run/containerd/containerd.sock";
+/// Where they are in the node.
+const PROGRAMS: &str = "/usr/local/bin";
+const CONFIGURATION: &str = "/etc/containerd/config.toml";
 const CNI_PLUGINS: &str = "/usr/lib/cni";
 const LIMIT: Duration = Duration::from_secs(60);

@@ -15,8 +15,8 @@ use crate::lab::HOST_IN_GUEST;
 
 /// The namespaces, held by their first process, which ends with this value or with the program that owns it.
 ///
-/// `/run` and `/opt` are memory file systems of the node's own, and what it writes to `/etc` is its own too, so that sockets,
-/// sandboxes' folders, pods' network namespaces and what is installed are neither seen nor left on the host.
+/// `/run`, `/opt` and `/var/lib/cni` are memory file systems of the node's own, and what it writes to `/etc` and `/usr/local/bin` is its own
+/// too, so that sockets, sandboxes' folders, pods' network namespaces and what is installed are neither seen nor left on the host.
 pub(crate) struct Namespaces {
     holder: Child,
     /// The first process, as the host numbers it.
@@ -121,7 +121,11 @@ mount -t tmpfs -o mode=755 tmpfs /run
 mkdir /run/etc /run/etc-work
 mkdir --mode 1777 /run/tmp
 mount -t overlay -o lowerdir=/etc,upperdir=/run/etc,workdir=/run/etc-work overlay /etc
+mkdir /run/bin /run/bin-work
+mount -t overlay -o lowerdir=/usr/local/bin,upperdir=/run/bin,workdir=/run/bin-work overlay /usr/local/bin
 mount -t tmpfs -o mode=755 tmpfs /opt
+mkdir -p /var/lib/cni
+mount -t tmpfs -o mode=755 tmpfs /var/lib/cni
 ip link set lo up
 ip address add \"$2/32\" dev lo
 echo 1 > /proc/sys/net/ipv4/ip_forward

@@ -113,7 +113,11 @@ async fn a_guest_that_does_not_boot_says_why() {
     let broken = ground.lab.file("initramfs", "no archive");
     let configuration = ground.node.path("/etc/cocoon/configuration.toml");
     let text = fs::read_to_string(&configuration).unwrap();
-    fs::write(&configuration, text.replace("/opt/cocoon/guest-image/initramfs", broken.to_str().unwrap())).unwrap();
+    fs::write(
+        &configuration,
+        text.replace("/opt/cocoon/current/share/guest-image/initramfs", broken.to_str().unwrap()),
+    )
+    .unwrap();
 
     let refused = ground.pod("broken").try_run().await.err().unwrap();
 

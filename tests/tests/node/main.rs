@@ -5,6 +5,7 @@
 mod faults;
 mod ground;
 mod laboratory;
+mod installed;
 mod life;
 mod page;
 mod policy;

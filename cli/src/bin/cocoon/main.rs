@@ -22,7 +22,7 @@ use tracing_subscriber::EnvFilter;
 
 /// Runs anybody's container on anybody's machine without trusting the machine.
 #[derive(Parser)]
-#[command(version, propagate_version = true)]
+#[command(name = "cocoon", version, propagate_version = true)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,

@@ -20,7 +20,7 @@ pub struct Arguments {
     #[arg(long, value_name = "FILE")]
     initdata: Option<PathBuf>,
     /// Folder with the guest's kernel and initramfs, as "cocoon guest-image build" writes it.
-    #[arg(long, value_name = "DIR", env = "COCOON_GUEST_IMAGE", default_value = "/opt/cocoon/guest-image")]
+    #[arg(long, value_name = "DIR", env = "COCOON_GUEST_IMAGE", default_value = "/opt/cocoon/current/share/guest-image")]
     guest_image: PathBuf,
     /// Memory of the guest in MiB; the image unpacks into it.
     #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u32).range(96..=1_048_576))]
