@@ -37,7 +37,7 @@ pub enum Model {
 }
 
 /// A pod's network, in the hands of whoever gives it to the pod's machine.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Connection {
     /// Interfaces in the order of the namespace.
     pub links: Vec<Link>,

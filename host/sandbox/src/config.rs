@@ -63,6 +63,8 @@ pub enum PodNetwork {
     Namespace(PathBuf),
     /// The same by macvtap links.
     Macvtap(PathBuf),
+    /// Not at all: the machine is in the namespace at this path, and its guest has nothing of it; root only.
+    Isolated(PathBuf),
 }
 
 /// What the guest boots.

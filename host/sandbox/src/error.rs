@@ -48,6 +48,8 @@ pub enum Error {
     Connect(io::Error),
     #[error("channel: the guest's agent closed the connection; next: look at the guest's console")]
     Closed,
+    #[error("port forwarding: port {port}: {answer}; next: see docs/shim.md, \"Forwarded ports\"")]
+    Port { port: u16, answer: wire::port_forward::Answer },
     #[error("{request}: {message}")]
     Denied { request: &'static str, message: String },
     #[error("{request}: the guest does not know this request; next: use a newer guest image")]

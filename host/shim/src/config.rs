@@ -5,6 +5,7 @@ use std::{fs, io};
 
 use hypervisor::acceleration::Preference;
 use hypervisor::{QuoteService, Tee};
+use sandbox::PodNetwork;
 use serde::Deserialize;
 use toml::{Table, Value};
 
@@ -62,8 +63,8 @@ pub struct Machine {
     pub overhead_vcpus: f64,
     /// Memory in MiB that a pod with limits has beyond them, for the guest itself. Default 128.
     pub overhead_memory: u32,
-    /// Names of the annotations `io.katacontainers.config.hypervisor.*` that are followed. Default `cc_init_data`,
-    /// `default_memory`, `default_vcpus`.
+    /// Names of the annotations `io.katacontainers.config.hypervisor.*` that are followed, or `.*` for all that there are.
+    /// Default `cc_init_data`, `default_memory`, `default_vcpus`.
     pub enable_annotations: Vec<String>,
     /// What keeps the host out of the guest's memory: `none`, `snp`, `tdx`, `sev` or `se`. Default `none`.
     pub tee: TeeName,
@@ -186,8 +187,36 @@ impl Default for GuestAgent {
 pub struct Runtime {
     /// Whether the machine runs in the pod's cgroup, so that the pod's limits hold for it. Default true.
     pub sandbox_cgroup_only: bool,
+    /// How the pod's interfaces become the guest's: `tcfilter`, `macvtap` or `none`. Default `tcfilter`.
+    pub internetworking_model: NetworkModel,
+    /// Whether no network namespace is made; taken for upstream's sake, since none is made ever. Default false.
+    pub disable_new_netns: bool,
     /// Where emptyDirs are: `block-encrypted`, `block-plain` or `shared-fs`. Default `block-encrypted`.
     pub emptydir_mode: EmptyDirMode,
+}
+
+/// How a pod's interfaces become the guest's.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq)]
+#[serde(rename_all = "lowercase")]
+pub enum NetworkModel {
+    /// By tap devices, and redirections between them and the interfaces. Works with every kind of interface.
+    #[default]
+    Tcfilter,
+    /// By macvtap links on the interfaces.
+    Macvtap,
+    /// Not at all: the guest has no interface.
+    None,
+}
+
+impl NetworkModel {
+    /// What becomes of a pod's network.
+    pub(crate) fn of(self, network: PodNetwork) -> PodNetwork {
+        match (self, network) {
+            (Self::Macvtap, PodNetwork::Namespace(path)) => PodNetwork::Macvtap(path),
+            (Self::None, PodNetwork::Namespace(path)) => PodNetwork::Isolated(path),
+            (_, network) => network,
+        }
+    }
 }
 
 /// Where emptyDirs are that are not of medium `Memory`.
@@ -205,7 +234,12 @@ pub enum EmptyDirMode {
 
 impl Default for Runtime {
     fn default() -> Self {
-        Self { emptydir_mode: EmptyDirMode::default(), sandbox_cgroup_only: true }
+        Self {
+            emptydir_mode: EmptyDirMode::default(),
+            disable_new_netns: false,
+            internetworking_model: NetworkModel::default(),
+            sandbox_cgroup_only: true,
+        }
     }
 }
 
@@ -228,7 +262,9 @@ impl Config {
             merge(&mut table, read(&drop_in)?);
             last = drop_in;
         }
-        Value::Table(table).try_into().map_err(|error: toml::de::Error| refused(&last, error.message()))
+        let config: Self =
+            Value::Table(table).try_into().map_err(|error: toml::de::Error| refused(&last, error.message()))?;
+        config.checked(&last)
     }
 
     /// Reads the text that containerd's runtime options carry.
@@ -236,7 +272,34 @@ impl Config {
     /// # Errors
     /// [`Error::Config`].
     pub fn parse(text: &str) -> Result<Self, Error> {
-        toml::from_str(text).map_err(|error| refused(Path::new("the runtime's options"), error.message()))
+        let path = Path::new("the runtime's options");
+        let config: Self = toml::from_str(text).map_err(|error| refused(path, error.message()))?;
+        config.checked(path)
+    }
+
+    /// Names of annotations must be such: a pattern that matches nothing would go unseen.
+    fn checked(self, path: &Path) -> Result<Self, Error> {
+        let plain =
+            |name: &&String| *name != ALL && !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+        match self.enabled_annotations().iter().find(plain) {
+            Some(name) => Err(refused(
+                path,
+                format!("enable_annotations: {name:?} is no name; next: list names, or {ALL:?} for all"),
+            )),
+            None => Ok(self),
+        }
+    }
+
+    /// Whether the annotation `io.katacontainers.config.hypervisor.` with this name may be followed.
+    pub(crate) fn allows(&self, name: &str) -> bool {
+        self.enabled_annotations().iter().any(|enabled| enabled == name || enabled == ALL)
+    }
+
+    fn enabled_annotations(&self) -> &[String] {
+        match &self.hypervisor.remote {
+            Some(remote) => &remote.enable_annotations,
+            None => &self.hypervisor.qemu.enable_annotations,
+        }
     }
 }
 
@@ -272,6 +335,8 @@ fn refused(path: &Path, reason: impl ToString) -> Error {
     Error::Config { path: path.to_owned(), reason: reason.to_string() }
 }
 
+/// In the place of a name: all annotations that there are. Kata reads regular expressions there, and this is the one in use.
+const ALL: &str = ".*";
 const DEFAULT: &str = "/etc/cocoon/configuration.toml";
 
 #[cfg(test)]
@@ -349,6 +414,8 @@ mod tests {
             ("[hypervisor.qemu]\ndefault_memroy = 1\n", "default_memroy"),
             ("[hypervisor.qemu]\ndefault_memory = \"a\"\n", "expected u32"),
             ("[hypervisor.qemu\n", "c.toml"),
+            ("[hypervisor.qemu]\nenable_annotations = [\"default_.*\"]\n", "list names"),
+            ("[runtime]\ninternetworking_model = \"l3forwarding\"\n", "`tcfilter`, `macvtap`, `none`"),
         ] {
             fs::write(&path, text).unwrap();
             let error = Config::load(Some(&path)).unwrap_err().to_string();
@@ -356,5 +423,9 @@ mod tests {
         }
         assert!(Config::load(Some(&folder.path().join("absent.toml"))).is_err());
         assert!(Config::parse("[runtime]\nsandbox_cgroup_only = false\n").is_ok());
+        // As Kata's own configurations have it.
+        for names in ["\".*\"", "\"enable_iommu\", \"kernel_params\", \"virtio_fs_extra_args\""] {
+            Config::parse(&format!("[hypervisor.qemu]\nenable_annotations = [{names}]\n")).unwrap();
+        }
     }
 }

@@ -25,6 +25,8 @@ pub enum Error {
     Config { path: PathBuf, reason: String },
     #[error("annotation: {name} {reason}; next: correct the pod's annotations")]
     Annotation { name: String, reason: String },
+    #[error("annotation: {name} is not followed: {reason}")]
+    NotFollowed { name: String, reason: &'static str },
     #[error("request: {0}")]
     Request(String),
     #[error("{0} not found")]

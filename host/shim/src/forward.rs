@@ -16,7 +16,10 @@ use tokio::time::{sleep, timeout};
 
 /// Carries connections until the future is dropped. Returns where there is nothing to forward, or no way to.
 pub(crate) async fn serve(name: SandboxName, network: PodNetwork) {
-    let (PodNetwork::Namespace(path) | PodNetwork::Macvtap(path)) = network else { return };
+    let path = match network {
+        PodNetwork::Namespace(path) | PodNetwork::Macvtap(path) | PodNetwork::Isolated(path) => path,
+        PodNetwork::User => return,
+    };
     let taken = async { Namespace::open(&path)?.loopback().await };
     let loopback = match taken.await {
         Ok(loopback) => loopback,

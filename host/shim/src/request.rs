@@ -9,6 +9,7 @@ use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use sandbox::sizing::{Limits, Sizing};
 use sandbox::{Directory, GuestFiles, PodNetwork, SandboxConfig, SandboxName};
 
+use crate::annotations::Followed;
 use crate::config::EmptyDirMode;
 use crate::health::Health;
 use crate::pod_config::{Field, PodConfig};
@@ -24,6 +25,8 @@ pub(crate) struct BootRequest {
     pub(crate) disks: Disks,
     /// Whether and how the guest's health is watched.
     pub(crate) health: Option<Health>,
+    /// Annotations that are not followed.
+    pub(crate) refused: Vec<Error>,
     in_pod_cgroup: bool,
 }
 
@@ -99,7 +102,7 @@ impl BootRequest {
         options: Option<&Any>,
     ) -> Result<Self, Error> {
         let mut config = options.map_or_else(|| Config::load(None), of_options)?;
-        let initdata = config.follow(annotations)?;
+        let Followed { initdata, refused } = config.follow(annotations)?;
         let machine = config.hypervisor.qemu;
         let sizing = match &config.hypervisor.remote {
             Some(remote) => remote.sizing(),
@@ -124,14 +127,14 @@ impl BootRequest {
         sandbox.firmware = machine.firmware;
         sandbox.remote = config.hypervisor.remote.map(|remote| remote.machine(annotations));
         sandbox.initdata = initdata.map(Into::into);
-        sandbox.network = network;
-        // A machine elsewhere takes no disks of this node.
+        // A machine elsewhere takes no disks and no interfaces of this node.
         let elsewhere = sandbox.remote.is_some();
+        sandbox.network = if elsewhere { network } else { config.runtime.internetworking_model.of(network) };
         let empty_dirs = if elsewhere { EmptyDirMode::SharedFs } else { config.runtime.emptydir_mode };
         let disks = Disks::new(id, Directory::path_of(&sandbox.name), empty_dirs);
         let create_limit = Duration::from_secs(config.agent.kata.create_container_timeout);
         let health = Health::within(Duration::from_millis(config.agent.kata.health_check_request_timeout_ms));
-        Ok(Self { sandbox, create_limit, disks, health, in_pod_cgroup: config.runtime.sandbox_cgroup_only })
+        Ok(Self { sandbox, create_limit, disks, health, refused, in_pod_cgroup: config.runtime.sandbox_cgroup_only })
     }
 }
 

@@ -142,6 +142,10 @@ impl Shim {
             empty => *empty = State::Booting,
         }
         let serving = management::serve_from_the_start(self, &mut request.sandbox);
+        for error in &request.refused {
+            tracing::warn!("{error}");
+            self.journal.note("annotations", "", error);
+        }
         let mut over = self.over.subscribe();
         let booted = tokio::select! {
             booted = self.boot.boot(request.sandbox) => booted,
