@@ -21,8 +21,8 @@ fn a_bare_node_is_told_what_it_lacks() {
     let containerd = findings.as_array().unwrap().iter().find(|it| it["name"] == "containerd").unwrap();
     assert_eq!(containerd["verdict"], "failure");
     assert!(containerd["next"].as_str().unwrap().contains("1.7"));
-    let doctor = cocoon(&["node", "doctor", "--root", root]);
-    assert!(doctor.status.code() == Some(1) && text(&doctor.stdout).contains("FAILURE  containerd"));
+    let check = cocoon(&["node", "check", "--root", root]);
+    assert!(check.status.code() == Some(1) && text(&check.stdout).contains("FAILURE  containerd"));
 
     let install = cocoon(&["node", "install", "--from", root, "--root", root]);
     assert_eq!(install.status.code(), Some(1));
@@ -59,7 +59,7 @@ fn a_pod_s_metrics_come_from_its_shim() {
 
     fs::remove_file(folder.path().join("shim-monitor.sock")).unwrap();
     let refused = cocoon(&["metrics", name.as_str()]);
-    assert!(text(&refused.stderr).contains("cocoon ps"), "{}", text(&refused.stderr));
+    assert!(text(&refused.stderr).contains("cocoon doctor"), "{}", text(&refused.stderr));
 }
 
 fn cocoon(words: &[&str]) -> Output {

@@ -18,7 +18,7 @@ fn every_mistake_is_one_paragraph_that_says_what_to_do() {
         (&["run", "--guest-image", &guest, "--initdata", &broken, "image"], &["initdata", "data", "next:"]),
         (&["run", "--guest-image", &guest, "--initdata", &truncated, "image"], &["initdata", "next:"]),
         (&["run", "--guest-image", &guest, "--name", "a/b", "image"], &["not a name"]),
-        (&["exec", "no-such-pod", "true"], &["no-such-pod is not running", "next:"]),
+        (&["exec", "no-such-pod", "--", "true"], &["no-such-pod is not running", "next:"]),
         (&["initdata", "build", "--output", &output], &["nothing to put into it", "next:"]),
         (&["initdata", "build", "--policy", &missing, "--output", &output], &[&missing, "next:"]),
         (&["initdata", "build", "--aa", &truncated, "--output", &output], &["next:"]),

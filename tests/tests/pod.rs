@@ -239,9 +239,9 @@ fn exec_runs_what_the_policy_allows_and_nothing_else() {
     let pod = Pod::run("exec", &image, Some(&initdata), &[]);
     pod.process().wait_for("up", LIMIT);
 
-    let denied = try_run(Lab::program("cocoon"), ["exec", pod.name(), "sh", "-c", "id"]);
+    let denied = try_run(Lab::program("cocoon"), ["exec", pod.name(), "--", "sh", "-c", "id"]);
     let fed = std::process::Command::new("sh")
-        .args(["-c", "echo fed by the host | \"$0\" exec --interactive \"$1\" cat"])
+        .args(["-c", "echo fed by the host | \"$0\" exec --interactive \"$1\" -- cat"])
         .arg(Lab::program("cocoon"))
         .arg(pod.name())
         .output()

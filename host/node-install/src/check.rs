@@ -4,9 +4,11 @@ use std::fmt;
 use std::fs::File;
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use guest_image::GuestImage;
 use hypervisor::acceleration::{Preference, probe};
+use hypervisor::remote::Adaptor;
 use serde::Serialize;
 
 use crate::class::Class;
@@ -58,6 +60,7 @@ impl Node {
         let needs_kvm = classes.iter().any(|class| class.switch().is_some());
         let mut findings = vec![self.installation(), qemu(&classes), kvm(needs_kvm).await, self.vsock(), self.tap()];
         findings.extend(classes.iter().filter_map(|class| self.hardware(class)));
+        findings.extend(self.adaptor().await);
         findings.extend([self.guest_image(), self.containerd(), self.snapshotter()]);
         findings
     }
@@ -112,6 +115,16 @@ impl Node {
             ),
         };
         Some(finding)
+    }
+
+    /// What makes machines elsewhere, if it is on this node.
+    async fn adaptor(&self) -> Option<Finding> {
+        let socket = self.root.at(ADAPTOR);
+        socket.exists().then_some(())?;
+        Some(match (Adaptor { socket, limit: Duration::ZERO }).version().await {
+            Ok(version) => Finding::good("adaptor", format!("it answers on {ADAPTOR}, version {version}")),
+            Err(error) => Finding::of(Verdict::Warning, "adaptor", &error, "see docs/peer-pods.md"),
+        })
     }
 
     fn guest_image(&self) -> Finding {
@@ -190,8 +203,9 @@ fn qemu(classes: &[&Class]) -> Finding {
     if (major, minor) < OLDEST_QEMU {
         return Finding::failure(name, format!("{version}, and 7.2 is needed"), "upgrade it");
     }
-    match classes.iter().find(|class| (major, minor) < class.qemu) {
-        Some(Class { name: class, qemu: (major, minor), .. }) => {
+    let wanting = classes.iter().filter_map(|class| Some((class.name, class.qemu()?)));
+    match wanting.into_iter().find(|(_, needed)| (major, minor) < *needed) {
+        Some((class, (major, minor))) => {
             let found = format!("{version}, and {class} needs {major}.{minor}");
             Finding::warning(name, found, "upgrade it, or run pods of that class on other nodes")
         }
@@ -210,23 +224,28 @@ async fn kvm(needed: bool) -> Finding {
 
 impl Finding {
     /// An error as a finding. Most say themselves what is next.
-    fn of(verdict: Verdict, name: &str, error: &impl fmt::Display, next: &str) -> Self {
+    pub fn of(verdict: Verdict, name: &str, error: &impl fmt::Display, next: &str) -> Self {
         let text = error.to_string();
         let (found, next) = text.rsplit_once("; next: ").unwrap_or((&text, next));
         Self { name: name.to_owned(), verdict, found: found.to_owned(), next: Some(next.to_owned()) }
     }
 
-    fn good(name: &str, found: String) -> Self {
+    /// Something is as it should be.
+    pub fn good(name: &str, found: String) -> Self {
         Self { name: name.to_owned(), verdict: Verdict::Good, found, next: None }
     }
 
-    fn warning(name: &str, found: String, next: &str) -> Self {
+    /// Pods run without it.
+    pub fn warning(name: &str, found: String, next: &str) -> Self {
         Self { name: name.to_owned(), verdict: Verdict::Warning, found, next: Some(next.to_owned()) }
     }
 
-    fn failure(name: &str, found: String, next: &str) -> Self {
+    /// Pods don't run.
+    pub fn failure(name: &str, found: String, next: &str) -> Self {
         Self { name: name.to_owned(), verdict: Verdict::Failure, found, next: Some(next.to_owned()) }
     }
 }
 
+/// Where upstream's adaptor listens.
+const ADAPTOR: &str = "/run/peerpod/hypervisor.sock";
 const OLDEST_QEMU: (u32, u32) = (7, 2);

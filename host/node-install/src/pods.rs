@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
+use management::{Identity, SOCKET};
 use serde::Serialize;
 
 use crate::error::Error;
@@ -15,6 +16,8 @@ use crate::processes::Process;
 pub struct Pod {
     /// The pod's name: the sandbox's id, as containerd has it.
     pub name: String,
+    /// Whose it is, and what it was made of, if its owner has come so far.
+    pub identity: Option<Identity>,
     /// Who owns it; nobody if its owner was killed.
     pub owner: Option<Owner>,
     /// The process id of its machine.
@@ -68,17 +71,28 @@ impl Pod {
         let processes = owner.as_ref().map(|owner| owner.pid).into_iter().chain(machine);
         Some(Self {
             name: name.to_owned(),
+            identity: Identity::read(folder),
             memory: processes.map(resident).sum(),
             owner,
             machine,
             age: lock.modified().ok().and_then(|time| time.elapsed().ok()).map_or(0, |age| age.as_secs()),
             initdata: folder.join("initdata.image").exists(),
-            metrics: folder.join(MANAGEMENT).exists(),
+            metrics: folder.join(SOCKET).exists(),
         })
     }
 
-    /// The name of the socket in a pod's folder where its shim gives metrics.
-    pub const MANAGEMENT: &str = MANAGEMENT;
+    /// The name of the socket in a pod's folder where its owner answers.
+    pub const MANAGEMENT: &str = SOCKET;
+
+    /// Namespace and name, where it has them.
+    pub fn full_name(&self) -> Option<String> {
+        self.identity.as_ref().and_then(Identity::full_name)
+    }
+
+    /// Whether somebody who says `word` may mean it: its id, the beginning of that, or namespace and name.
+    pub fn is_meant_by(&self, word: &str) -> bool {
+        self.name.starts_with(word) || self.full_name().as_deref() == Some(word)
+    }
 }
 
 /// The process that holds a file's lock. Trying to take it would disturb an owner that is about to.
@@ -108,8 +122,6 @@ fn resident(pid: u32) -> u64 {
     line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok()).unwrap_or_default() << 10
 }
 
-const MANAGEMENT: &str = "shim-monitor.sock";
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -124,6 +136,8 @@ mod tests {
         }
         fs::create_dir(folder.path().join("no-pod")).unwrap();
         fs::write(folder.path().join("owned/shim-monitor.sock"), "").unwrap();
+        let identity = Identity { namespace: "shop".into(), name: "web".into(), ..Identity::default() };
+        identity.write(&folder.path().join("owned")).unwrap();
         let lock = File::open(folder.path().join("owned/lock")).unwrap();
         lock.lock().unwrap();
 
@@ -134,6 +148,7 @@ mod tests {
         let owner = owned.owner.as_ref().unwrap();
         assert_eq!(owner.pid, std::process::id());
         assert_eq!(Path::new(&owner.program), std::env::current_exe().unwrap());
+        assert!(owned.is_meant_by("shop/web") && owned.is_meant_by("own") && !left.is_meant_by("shop/web"));
         assert!(owned.memory > 0 && owned.metrics && !owned.initdata && owned.age < 60);
 
         lock.unlock().unwrap();

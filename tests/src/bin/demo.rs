@@ -80,7 +80,7 @@ impl Demo {
         report.verdict("(a) disk, QEMU's arguments and logs hold neither the secret nor a layer's plain text", found);
 
         report.step("running a command in the container");
-        let exec = try_run(Lab::program("cocoon"), ["exec", pod.name(), "cat", "/tmp/plain"]);
+        let exec = try_run(Lab::program("cocoon"), ["exec", pod.name(), "--", "cat", "/tmp/plain"]);
         report.verdict(
             "(d) exec is denied by the policy, which names its rule",
             expect(

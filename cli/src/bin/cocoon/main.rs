@@ -3,12 +3,19 @@
 
 #![forbid(unsafe_code)]
 
+mod direct_volume;
+mod doctor;
 mod exec;
 mod guest_image;
 mod image;
 mod initdata;
 mod key_provider;
+mod logs;
+mod metrics;
+mod monitor;
 mod node;
+mod owner;
+mod pods;
 mod ps;
 mod run;
 mod secret;
@@ -32,7 +39,7 @@ struct Arguments {
 enum Command {
     /// Run a container in a confidential virtual machine of its own, until it ends or Ctrl-C.
     Run(run::Arguments),
-    /// Run a command in the container of a running pod.
+    /// Run a command in a container of a running pod.
     Exec(exec::Arguments),
     /// Encrypt, sign and inspect container images.
     #[command(subcommand)]
@@ -51,10 +58,19 @@ enum Command {
     /// Install on this node what pods need, and find out what is wrong with it.
     #[command(subcommand)]
     Node(node::Command),
+    /// Tell pods of this node which devices are behind their volumes, as storage drivers do.
+    #[command(subcommand)]
+    DirectVolume(direct_volume::Command),
     /// List the pods on this node.
     Ps(ps::Arguments),
-    /// Print what a pod's shim counts, in Prometheus' text form.
-    Metrics(ps::Metrics),
+    /// Print what a container of a pod said last.
+    Logs(logs::Logs),
+    /// Print what a pod's guest, its kernel and its services, said last.
+    Console(logs::Console),
+    /// Print or serve what pods cost and how long their answers take, in Prometheus' text form.
+    Metrics(metrics::Arguments),
+    /// Find out why pods don't start or don't run: looks at the node, at its pods, and at the last failures.
+    Doctor(doctor::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -84,8 +100,12 @@ fn execute(command: Command) -> Outcome {
             Command::Initdata(command) => initdata::initdata(command),
             Command::GuestImage(command) => guest_image::guest_image(command),
             Command::Node(command) => node::node(command).await,
+            Command::DirectVolume(command) => direct_volume::direct_volume(command).await,
             Command::Ps(arguments) => ps::ps(arguments),
-            Command::Metrics(arguments) => ps::metrics(arguments).await,
+            Command::Logs(arguments) => logs::logs(arguments).await,
+            Command::Console(arguments) => logs::console(arguments).await,
+            Command::Metrics(arguments) => metrics::metrics(arguments).await,
+            Command::Doctor(arguments) => doctor::doctor(arguments).await,
         }
     });
     // A read of standard input can't be taken back, and is not to be waited for.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
-use node_install::{Node, Outcome, Release, Status, Verdict};
+use node_install::{Finding, Node, Outcome, Release, Status, Verdict};
 use serde::Serialize;
 
 use crate::Outcome as Ended;
@@ -20,7 +20,6 @@ pub enum Command {
     /// Show what is installed, and which pods run from which version.
     Status(Place),
     /// Find out whether pods can run here, and if not, why and what to do. Fails if they can't.
-    #[command(visible_alias = "doctor")]
     Check(Place),
 }
 
@@ -67,14 +66,7 @@ pub async fn node(command: Command) -> Ended {
         }
         Command::Check(place) => {
             let findings = Node::at(&place.root).check().await;
-            print(place.json, &findings, |findings| {
-                for finding in findings {
-                    println!("{:<7}  {:<13}  {}", finding.verdict, finding.name, finding.found);
-                    if let Some(next) = &finding.next {
-                        println!("{:26}next: {next}", "");
-                    }
-                }
-            })?;
+            print(place.json, &findings, |findings| show_findings(findings))?;
             let failed = findings.iter().any(|finding| finding.verdict == Verdict::Failure);
             Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
         }
@@ -140,6 +132,16 @@ fn show_status(status: &Status) {
         let users: Vec<&str> = it.pods.iter().chain(&it.programs).map(String::as_str).collect();
         let users = if users.is_empty() { "nothing runs from it".to_owned() } else { users.join(", ") };
         println!("version       {}{role}: {users}", it.version);
+    }
+}
+
+/// Prints findings, a line or two each.
+pub fn show_findings(findings: &[Finding]) {
+    for finding in findings {
+        println!("{:<7}  {:<13}  {}", finding.verdict, finding.name, finding.found);
+        if let Some(next) = &finding.next {
+            println!("{:26}next: {next}", "");
+        }
     }
 }
 

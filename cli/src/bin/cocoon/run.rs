@@ -9,6 +9,7 @@ use hypervisor::acceleration::Preference;
 use sandbox::{Container, ContainerConfig, GuestFiles, Sandbox, SandboxConfig, SandboxName, Stream};
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::owner::Pod;
 use crate::{Outcome, initdata};
 
 #[derive(Args)]
@@ -20,7 +21,12 @@ pub struct Arguments {
     #[arg(long, value_name = "FILE")]
     initdata: Option<PathBuf>,
     /// Folder with the guest's kernel and initramfs, as "cocoon guest-image build" writes it.
-    #[arg(long, value_name = "DIR", env = "COCOON_GUEST_IMAGE", default_value = "/opt/cocoon/current/share/guest-image")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "COCOON_GUEST_IMAGE",
+        default_value = "/opt/cocoon/current/share/guest-image"
+    )]
     guest_image: PathBuf,
     /// Memory of the guest in MiB; the image unpacks into it.
     #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u32).range(96..=1_048_576))]
@@ -65,7 +71,9 @@ pub async fn run(arguments: Arguments) -> Outcome {
     // A sandbox that is still booting was dropped with the future above, which ends it just as well.
     if let Some(sandbox) = sandbox {
         let events = sandbox.timeline().clone();
-        sandbox.stop().await;
+        if let Err(error) = sandbox.stop().await {
+            eprintln!("{error}");
+        }
         if timeline {
             eprintln!("{events}");
         }
@@ -83,7 +91,7 @@ async fn boot_and_run(arguments: Arguments, running: &mut Option<Sandbox>) -> Ou
         initramfs: guest.initramfs.clone(),
         command_line: guest_image::COMMAND_LINE.to_owned(),
     };
-    let config = SandboxConfig {
+    let mut config = SandboxConfig {
         memory_mib: arguments.memory,
         vcpus: arguments.cpus,
         acceleration: match arguments.acceleration {
@@ -98,22 +106,29 @@ async fn boot_and_run(arguments: Arguments, running: &mut Option<Sandbox>) -> Ou
     };
     let container = ContainerConfig { image: arguments.image, args: arguments.command, env: arguments.env };
 
-    let sandbox = running.insert(Sandbox::start(config).await?);
-    tokio::select! {
-        outcome = run_container(sandbox, &container) => match outcome {
-            Ok(status) => Ok(status),
-            Err(error) => Err(sandbox.cause_of(error).await.into()),
-        },
-        reason = sandbox.vm().exited() => Err(sandbox::Error::Exited(reason).into()),
-    }
+    let pod = Pod::of(&mut config);
+    let outcome = async {
+        let sandbox = running.insert(Sandbox::start(config).await?);
+        pod.runs(sandbox.pid(), sandbox.agent());
+        tokio::select! {
+            outcome = run_container(sandbox, &container, &pod) => match outcome {
+                Ok(status) => Ok(status),
+                Err(error) => Err(sandbox.cause_of(error).await),
+            },
+            reason = sandbox.exited() => Err(sandbox::Error::Exited(reason)),
+        }
+    };
+    let outcome = outcome.await.inspect_err(|error| pod.failed(error));
+    pod.end();
+    Ok(outcome?)
 }
 
-async fn run_container(sandbox: &Sandbox, config: &ContainerConfig) -> Result<ExitCode, sandbox::Error> {
+async fn run_container(sandbox: &Sandbox, config: &ContainerConfig, pod: &Pod) -> Result<ExitCode, sandbox::Error> {
     let container = Container::create(sandbox.agent(), MAIN, config, sandbox.timeline()).await?;
     container.start().await?;
     let (stdout, stderr, status) = tokio::join!(
-        container.copy(MAIN, Stream::Stdout, tokio::io::stdout()),
-        container.copy(MAIN, Stream::Stderr, tokio::io::stderr()),
+        container.copy(MAIN, Stream::Stdout, pod.heard(tokio::io::stdout())),
+        container.copy(MAIN, Stream::Stderr, pod.heard(tokio::io::stderr())),
         container.wait(MAIN),
     );
     stdout?;
