@@ -1,8 +1,8 @@
 //! Real containers, in namespaces of their own: needs root, and a kernel with control groups of version 2.
 //!
 //! This program is its own container image: it is linked statically, so that it runs in an empty root file system.
-//! It plays five parts: the test that `cargo test` starts, the guest's first process in a fresh process namespace,
-//! the agent's helper, the pod's sandbox container, and the program of the containers.
+//! It plays four parts: the test that `cargo test` starts, the guest's first process in a fresh process namespace,
+//! the agent's helper, and the program of the containers.
 
 #![allow(clippy::unwrap_used)]
 
@@ -15,7 +15,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use agent::{AgentEvent, HELPER_ARG, PAUSE_ARG, run_helper, run_pause};
+use agent::{AgentEvent, HELPER_ARG, run_helper};
 use protobuf::MessageField;
 use ttrpc::{Code, context};
 use wire_ttrpc::agent::*;
@@ -29,7 +29,6 @@ fn main() -> ExitCode {
     let part = args.next().unwrap_or_default();
     match part.to_str() {
         Some(HELPER_ARG) => ExitCode::from(run_helper()),
-        Some(PAUSE_ARG) => ExitCode::from(run_pause()),
         Some(PROGRAM) => program(args.map(|arg| arg.into_string().unwrap()).collect()),
         Some(GUEST) => guest(),
         Some("--list") => ExitCode::SUCCESS,
@@ -120,6 +119,11 @@ fn program(args: Vec<String>) -> ExitCode {
                 println!("{namespace} {}", std::fs::read_link(format!("/proc/self/ns/{namespace}")).unwrap().display());
             }
             println!("first {}", std::fs::read_to_string("/proc/1/cmdline").unwrap().replace('\0', " "));
+            let status = std::fs::read_to_string("/proc/1/status").unwrap();
+            let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next());
+            let rights = ["Name:", "Uid:", "CapPrm:", "NoNewPrivs:"].map(|name| field(name).unwrap());
+            println!("rights {}", rights.join(" "));
+            println!("root {:?}", std::fs::read_dir("/proc/1/root").map(Iterator::count).map_err(|e| e.kind()));
             let note = Path::new("/dev/shm/note");
             println!("note {}", std::fs::read_to_string(note).unwrap_or_default());
             std::fs::write(note, "left by another").unwrap();
@@ -272,16 +276,15 @@ async fn a_command_is_confined_as_its_container_is() {
     let narrow = oci::Process {
         Env: words(&["PATH=/bin", "A=1"]),
         Cwd: "/srv".into(),
-        User: oci::User { UID: 12, GID: 34, AdditionalGids: vec![5, 6], ..Default::default() }.into(),
-        Capabilities: oci::LinuxCapabilities {
+        User: MessageField::some(oci::User { UID: 12, GID: 34, AdditionalGids: vec![5, 6], ..Default::default() }),
+        Capabilities: MessageField::some(oci::LinuxCapabilities {
             Bounding: words(&["CAP_KILL", "CAP_CHOWN"]),
             Permitted: words(&["CAP_KILL"]),
             Effective: words(&["CAP_KILL"]),
             Inheritable: words(&["CAP_KILL"]),
             Ambient: words(&["CAP_KILL"]),
             ..Default::default()
-        }
-        .into(),
+        }),
         Rlimits: vec![oci::POSIXRlimit { Type: "RLIMIT_NOFILE".into(), Soft: 100, Hard: 200, ..Default::default() }],
         NoNewPrivileges: true,
         OOMScoreAdj: 500,
