@@ -4,8 +4,8 @@ use std::io;
 use std::time::Duration;
 
 use protobuf::well_known_types::empty::Empty;
-use ttrpc::asynchronous::Client;
 use tokio::time::timeout;
+use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
 use wire_ttrpc::agent::{
     AddARPNeighborsRequest, CloseStdinRequest, CreateContainerRequest, CreateSandboxRequest, DestroySandboxRequest,
@@ -35,7 +35,8 @@ impl Agent {
     pub(crate) async fn connect(channel: &Channel) -> Result<Self, Error> {
         // A guest that hangs takes no connection and refuses none.
         let connected = timeout(SHORT, channel.connect(AGENT_PORT)).await;
-        let connected = connected.unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "it does not answer")));
+        let connected =
+            connected.unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "it does not answer")));
         Ok(Self::over(connected.map_err(Error::Connect)?))
     }
 

@@ -84,6 +84,12 @@ impl Cgroup {
             .collect()
     }
 
+    /// Whether the kernel has killed a process in it for want of memory.
+    pub(crate) fn is_starved(&self) -> bool {
+        let files = self.folders.iter().flat_map(|folder| [V1_SHORTAGE, V2_SHORTAGE].map(|file| folder.join(file)));
+        files.filter_map(|file| fs::read_to_string(file).ok()).any(|text| has_killed(&text))
+    }
+
     /// Removes it where nobody else is in it.
     pub(crate) fn remove(&self) {
         for folder in &self.folders {
@@ -186,6 +192,16 @@ fn create(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether a file with a word and a number a line counts a kill.
+fn has_killed(counts: &str) -> bool {
+    counts
+        .lines()
+        .filter_map(|line| line.split_once(' '))
+        .any(|(word, count)| word == "oom_kill" && count.trim() != "0")
+}
+
+const V1_SHORTAGE: &str = "memory.oom_control";
+const V2_SHORTAGE: &str = "memory.events";
 /// Microseconds in each period; -1 for no limit.
 const V1_QUOTA: &str = "cpu.cfs_quota_us";
 /// Microseconds, or `max`, and the period, which stays if it is left out.
@@ -220,6 +236,18 @@ mod tests {
         );
         for bad in ["", "/", "/a/../b", "a:b", "a:b:c:d", "a:b/../c:d"] {
             assert!(folder(bad).is_err(), "{bad:?} gave {:?}", folder(bad));
+        }
+    }
+
+    #[test]
+    fn a_kill_for_want_of_memory_is_seen_on_either_version() {
+        for (counts, killed) in [
+            ("oom_kill_disable 0\nunder_oom 0\noom_kill 0\n", false),
+            ("oom_kill_disable 0\nunder_oom 0\noom_kill 1\n", true),
+            ("low 0\nhigh 0\nmax 7\noom 1\noom_kill 0\noom_group_kill 0\n", false),
+            ("low 0\nhigh 0\nmax 7\noom 1\noom_kill 12\noom_group_kill 0\n", true),
+        ] {
+            assert_eq!(has_killed(counts), killed, "{counts}");
         }
     }
 

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::End;
 use crate::config::MAX_COMMAND_LINE;
 
 /// Why a sandbox could not do what it was asked.
@@ -40,13 +41,29 @@ pub enum Error {
     Vsock(#[from] vsock_backend::Error),
     #[error(transparent)]
     Hypervisor(#[from] hypervisor::Error),
-    #[error("run: the pod's machine ended: {0}; next: look at the guest's console with RUST_LOG=console=debug")]
-    Exited(hypervisor::ExitReason),
+    #[error(transparent)]
+    Remote(#[from] hypervisor::remote::Error),
+    #[error("channel: the agent's socket {path} can't be reached: {source}; next: look at the adaptor's log")]
+    AgentSocket { path: PathBuf, source: io::Error },
+    #[error(
+        "adaptor: a machine elsewhere gets a network namespace's addresses, and there is none; next: run it as a pod"
+    )]
+    NetworkElsewhere,
+    #[error(
+        "disk: the machine is elsewhere and gets no disk of this node, such as {0}; next: use a volume of files, or one that the adaptor attaches itself"
+    )]
+    DiskElsewhere(PathBuf),
+    #[error("run: the pod's machine ended: {0}; next: {next}", next = .0.next())]
+    Exited(End),
     #[error("boot: the guest refused to start: {0}")]
     Refused(String),
-    #[error("channel: the guest's agent can't be reached: {0}; next: look at the guest's console")]
+    #[error(
+        "channel: the guest's agent can't be reached: {0}; next: see the end of the guest's console with \"cocoon doctor\""
+    )]
     Connect(io::Error),
-    #[error("channel: the guest's agent closed the connection; next: look at the guest's console")]
+    #[error(
+        "channel: the guest's agent closed the connection; next: see the end of the guest's console with \"cocoon doctor\""
+    )]
     Closed,
     #[error("port forwarding: port {port}: {answer}; next: see docs/shim.md, \"Forwarded ports\"")]
     Port { port: u16, answer: wire::port_forward::Answer },
@@ -56,7 +73,9 @@ pub enum Error {
     Unimplemented { request: &'static str },
     #[error("{request}: the guest failed: {message}")]
     Guest { request: &'static str, message: String },
-    #[error("{request}: the guest did not answer within {seconds} s; next: look at its console")]
+    #[error(
+        "{request}: the guest did not answer within {seconds} s; next: see the end of its console with \"cocoon doctor\""
+    )]
     Timeout { request: &'static str, seconds: u64 },
     #[error("output: the container's output can't be written: {0}; next: check where it goes")]
     Output(io::Error),

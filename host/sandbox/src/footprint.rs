@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -11,6 +12,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::{Cgroup, Quota};
+use crate::remote::Order;
 use crate::{Directory, Error, SandboxName};
 
 /// Takes away all that a sandbox has left behind whose owner was killed: QEMU, what its network has in the pod's
@@ -26,15 +28,21 @@ pub fn clean_up(name: &SandboxName) -> Result<(), Error> {
     Directory::create(name).map(drop)
 }
 
+/// Whether a sandbox has left a machine elsewhere, whose end may take as long as its adaptor takes.
+pub fn is_elsewhere(name: &SandboxName) -> bool {
+    Record::read(&Directory::path_of(name)).is_some_and(|record| record.order.is_some())
+}
+
 /// What a running sandbox leaves on the host. Dropping it, when QEMU has ended, takes all of it away.
 pub(crate) struct Footprint {
     record: Record,
+    fulfilled: AtomicBool,
     pub(crate) directory: Directory,
 }
 
 impl Footprint {
     pub(crate) fn of(directory: Directory) -> Self {
-        Self { record: Record::default(), directory }
+        Self { record: Record::default(), fulfilled: AtomicBool::new(false), directory }
     }
 
     /// The sandbox is about to use a pod's network.
@@ -49,6 +57,22 @@ impl Footprint {
         self.record.write(&self.directory)
     }
 
+    /// Whether QEMU was killed for the memory that its cgroup is short of.
+    pub(crate) fn is_starved(&self) -> bool {
+        self.record.cgroup.as_ref().is_some_and(Cgroup::is_starved)
+    }
+
+    /// The sandbox is about to have a machine made elsewhere.
+    pub(crate) fn order(&mut self, order: &Order) -> Result<(), Error> {
+        self.record.order = Some(order.clone());
+        self.record.write(&self.directory)
+    }
+
+    /// The machine elsewhere has ended.
+    pub(crate) fn fulfilled(&self) {
+        self.fulfilled.store(true, Ordering::Relaxed);
+    }
+
     /// QEMU runs. If we are killed before this is written, the kernel ends QEMU with us all the same.
     pub(crate) fn launched(&mut self, pid: u32) -> Result<(), Error> {
         let vmm = Vmm::of(pid).map_err(|source| Error::CleanUp { what: format!("QEMU, process {pid}"), source })?;
@@ -61,8 +85,12 @@ impl Drop for Footprint {
     fn drop(&mut self) {
         // The limits are not lifted any more, and somebody else may have changed them.
         self.record.quotas.clear();
+        if self.fulfilled.load(Ordering::Relaxed) {
+            self.record.order = None;
+        }
         if let Err(error) = self.record.remove() {
-            tracing::warn!(%error, "something of the sandbox stays behind");
+            tracing::error!(%error, folder = %self.directory.path().display(), "something of the sandbox stays behind");
+            self.directory.kept = true;
         }
     }
 }
@@ -75,6 +103,8 @@ pub(crate) struct Record {
     namespace: Option<PathBuf>,
     cgroup: Option<Cgroup>,
     quotas: Vec<Quota>,
+    /// A machine elsewhere.
+    order: Option<Order>,
 }
 
 /// A process that can't be mistaken for another one with the same number.
@@ -117,7 +147,10 @@ impl Record {
         if let Some(cgroup) = &self.cgroup {
             cgroup.remove();
         }
-        Ok(())
+        match &self.order {
+            Some(order) => order.stop_blocking(),
+            None => Ok(()),
+        }
     }
 }
 

@@ -37,6 +37,11 @@ impl GuestNetwork {
         }
     }
 
+    /// None that the guest has to be told of: somebody else gives it its addresses.
+    pub(crate) fn none() -> Self {
+        Self { interfaces: Vec::new(), routes: Vec::new(), neighbours: Vec::new(), resolver: Vec::new() }
+    }
+
     /// That of a pod's namespace, which has no resolver of its own.
     pub(crate) fn of(connection: Connection) -> Self {
         Self {

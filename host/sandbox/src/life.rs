@@ -7,12 +7,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hypervisor::acceleration::{self, Acceleration};
-use hypervisor::{AttachedDisk, Confinement, Disk, DiskConfig, ExitReason, Network, Tap, Tee, Vm, VmConfig};
-use pod_network::{Link, Model, Namespace};
+use hypervisor::{AttachedDisk, Confinement, Disk, DiskConfig, Network, Tap, Tee, Vm, VmConfig};
+use pod_network::{Connection, Link, Model, Namespace};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use vsock_backend::Backend;
 use wire::milestone::Milestone;
 use wire_ttrpc::agent::DestroySandboxRequest;
 
@@ -20,16 +19,15 @@ use crate::cgroup::{Cgroup, Lifted};
 use crate::channel::Channel;
 use crate::footprint::Footprint;
 use crate::guest::{self, GuestNetwork};
-use crate::{Agent, Directory, Error, Event, PodNetwork, SandboxConfig, Timeline, user};
+use crate::machine::Machine;
+use crate::{Agent, Directory, End, Error, Event, PodNetwork, SandboxConfig, Timeline, user};
 
 /// A running pod VM. Dropping it kills the machine and removes everything that belongs to it.
 pub struct Sandbox {
     agent: Agent,
     timeline: Timeline,
-    watcher: JoinHandle<()>,
-    // In the order in which they must end: the machine, then what it is connected to, then what it leaves on the host.
-    vm: Vm,
-    _backend: Option<Backend>,
+    // In the order in which they must end: the machine, then what it leaves on the host.
+    machine: Machine,
     footprint: Footprint,
 }
 
@@ -39,6 +37,9 @@ impl Sandbox {
     /// # Errors
     /// Any of [`Error`]; nothing is left behind.
     pub async fn start(mut config: SandboxConfig) -> Result<Self, Error> {
+        if let Some(machine) = config.remote.take() {
+            return Self::start_elsewhere(config, machine).await;
+        }
         let timeline = config.timeline.clone();
         timeline.note(Event::Asked, Instant::now());
         let command_line = config.command_line()?;
@@ -58,15 +59,19 @@ impl Sandbox {
         let mut confinement = Confinement { user: user::of_vmm(&config, acceleration), ..Confinement::default() };
         let (network, setup) = match &config.network {
             PodNetwork::User => (Network::User, GuestNetwork::user()),
-            PodNetwork::Namespace(path) | PodNetwork::Macvtap(path) => {
+            PodNetwork::Namespace(path) | PodNetwork::Macvtap(path) | PodNetwork::Isolated(path) => {
                 let model = match config.network {
-                    PodNetwork::Macvtap(_) => Model::Macvtap,
-                    _ => Model::Redirect,
+                    PodNetwork::Macvtap(_) => Some(Model::Macvtap),
+                    PodNetwork::Isolated(_) => None,
+                    _ => Some(Model::Redirect),
                 };
                 let namespace = Namespace::open(path)?;
                 footprint.enter(&namespace)?;
                 confinement.network_namespace = Some(namespace.descriptor());
-                let connection = namespace.connect(model).await?;
+                let connection = match model {
+                    Some(model) => namespace.connect(model).await?,
+                    None => Connection::default(),
+                };
                 let tap = |link: &Link| Tap {
                     device: link.device.clone(),
                     vhost: vhost_net(acceleration),
@@ -104,18 +109,24 @@ impl Sandbox {
             confinement,
             console: config.console.clone(),
         })
-        .await?;
+        .await
+        .map_err(|error| starved(error.into(), &footprint))?;
         timeline.note(Event::Launched, Instant::now());
         footprint.launched(vm.pid())?;
         let watcher = watch_console(&vm, timeline.clone());
 
-        let agent = first_answer(&vm, &channel, &timeline).await?;
+        let agent = first_answer(&vm, &channel, &timeline).await.map_err(|error| starved(error, &footprint))?;
         drop(lifted);
-        let sandbox = Self { agent, timeline, watcher, vm, _backend: backend, footprint };
+        let machine = Machine::Here { vm: Box::new(vm), _backend: backend, watcher };
+        let sandbox = Self::new(agent, timeline, machine, footprint);
         match guest::set_up(&sandbox.agent, &config, setup).await {
             Ok(()) => Ok(sandbox),
             Err(error) => Err(sandbox.cause_of(error).await),
         }
+    }
+
+    pub(crate) fn new(agent: Agent, timeline: Timeline, machine: Machine, footprint: Footprint) -> Self {
+        Self { agent, timeline, machine, footprint }
     }
 
     /// The guest's agent.
@@ -128,19 +139,17 @@ impl Sandbox {
         &self.timeline
     }
 
-    /// The machine.
-    pub fn vm(&self) -> &Vm {
-        &self.vm
-    }
-
-    /// QEMU's process id.
-    pub fn pid(&self) -> u32 {
-        self.vm.pid()
+    /// QEMU's process id; none if the machine is elsewhere.
+    pub fn pid(&self) -> Option<u32> {
+        self.machine.pid()
     }
 
     /// How the machine ended, once it has. May be asked any number of times, and the future may be dropped.
-    pub async fn exited(&self) -> ExitReason {
-        self.vm.exited().await
+    pub async fn exited(&self) -> End {
+        match self.machine.ended().await {
+            End::Exited(reason) if self.footprint.is_starved() => End::Starved(reason),
+            end => end,
+        }
     }
 
     /// The sandbox's folder on the host.
@@ -151,9 +160,9 @@ impl Sandbox {
     /// Gives the guest a further disk.
     ///
     /// # Errors
-    /// [`Error::Disk`]; nothing of the disk is left behind then.
+    /// [`Error::Disk`], or [`Error::DiskElsewhere`]; nothing of the disk is left behind then.
     pub async fn attach_disk(&self, disk: DiskConfig) -> Result<AttachedDisk, Error> {
-        Ok(self.vm.attach_disk(disk).await?)
+        self.machine.attach_disk(disk).await
     }
 
     /// Takes a disk away from the guest, which has to let go of it first.
@@ -161,13 +170,13 @@ impl Sandbox {
     /// # Errors
     /// [`Error::Disk`]; the disk is then still the guest's.
     pub async fn detach_disk(&self, disk: AttachedDisk) -> Result<(), Error> {
-        Ok(self.vm.detach_disk(disk).await?)
+        self.machine.detach_disk(disk).await
     }
 
     /// The end of the machine, where that is why its agent is gone: the connection ends a moment before QEMU does.
     pub async fn cause_of(&self, error: Error) -> Error {
         match error {
-            Error::Closed => match timeout(GRACE, self.vm.exited()).await {
+            Error::Closed => match timeout(GRACE, self.exited()).await {
                 Ok(reason) => Error::Exited(reason),
                 Err(_) => Error::Closed,
             },
@@ -175,16 +184,39 @@ impl Sandbox {
         }
     }
 
-    /// Ends the guest's sandbox and the machine. Takes at most twice two seconds, whatever the guest does; what is on the
-    /// host goes when this value is dropped.
-    pub async fn stop(&self) {
+    /// Ends the guest's sandbox and the machine. Takes at most twice two seconds, whatever the guest does, and as long as
+    /// the adaptor takes for a machine elsewhere; what is on the host goes when this value is dropped.
+    ///
+    /// # Errors
+    /// [`Error::Remote`] if the adaptor could not be told. It can be tried again.
+    pub async fn stop(&self) -> Result<(), Error> {
         match timeout(GRACE, self.agent.destroy_sandbox(DestroySandboxRequest::new())).await {
             Ok(Ok(_)) => {}
             Ok(Err(error)) => tracing::debug!(%error, "the guest did not end its sandbox"),
             Err(_) => tracing::debug!("the guest did not end its sandbox in time"),
         }
-        self.watcher.abort();
-        self.vm.stop(GRACE).await;
+        match &self.machine {
+            Machine::Here { vm, watcher, .. } => {
+                watcher.abort();
+                vm.stop(GRACE).await;
+            }
+            Machine::Elsewhere(remote) => {
+                remote.stop().await?;
+                self.footprint.fulfilled();
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The want of memory, where that is why a machine ended before its guest answered.
+fn starved(error: Error, footprint: &Footprint) -> Error {
+    use hypervisor::Error::{GuestEnded, Refused};
+    match error {
+        Error::Hypervisor(GuestEnded(reason) | Refused(reason)) if footprint.is_starved() => {
+            Error::Exited(End::Starved(*reason))
+        }
+        other => other,
     }
 }
 

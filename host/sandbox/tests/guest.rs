@@ -23,14 +23,15 @@ async fn a_pods_machine_has_its_network_its_cgroup_and_its_disks() {
     config.cgroup = Some(cgroup.path());
     // The kernel then says which disks it sees.
     config.kernel_params = vec!["loglevel=7".to_owned()];
-    let folder = sandbox::Directory::path_of(&config.name);
+    let (folder, console) = (sandbox::Directory::path_of(&config.name), config.console.clone());
 
     let sandbox = Sandbox::start(config).await.unwrap();
 
     lab.expect_guest();
-    assert!(cgroup.processes().contains(&sandbox.pid()), "{:?}", cgroup.processes());
+    let pid = sandbox.pid().unwrap();
+    assert!(cgroup.processes().contains(&pid), "{:?}", cgroup.processes());
     assert_eq!(cgroup.quota(), TestCgroup::QUOTA, "the limit holds again");
-    let status = fs::read_to_string(format!("/proc/{}/status", sandbox.pid())).unwrap();
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     assert!(!status.contains("Uid:\t0"), "{status}");
 
     let path = lab.folder.path().join("disk");
@@ -38,11 +39,10 @@ async fn a_pods_machine_has_its_network_its_cgroup_and_its_disks() {
     let disk = sandbox.attach_disk(DiskConfig { path, read_only: true }).await.unwrap();
     assert_eq!(disk.pci_path(), "02/02");
     let seen = |line: &str| line.contains("2048 512-byte logical blocks");
-    sandbox.vm().console().wait_for(seen, Instant::now() + PATIENCE).await.expect("the guest's kernel sees the disk");
+    console.wait_for(seen, Instant::now() + PATIENCE).await.expect("the guest's kernel sees the disk");
     sandbox.detach_disk(disk).await.unwrap();
 
-    let pid = sandbox.pid();
-    sandbox.stop().await;
+    sandbox.stop().await.unwrap();
     drop(sandbox);
     assert!(!Path::new("/proc").join(pid.to_string()).exists());
     assert!(!folder.exists());

@@ -31,6 +31,8 @@ pub enum Action {
     Start,
     /// Clean up after a server that is gone.
     Delete,
+    /// End a machine elsewhere that a server has left.
+    CleanUp,
     /// Say what this runtime can.
     Info,
     /// Say the version.
@@ -53,6 +55,7 @@ impl Arguments {
                 parsed.action = match argument.as_str() {
                     "start" => Action::Start,
                     "delete" => Action::Delete,
+                    "clean-up" => Action::CleanUp,
                     other => return Err(Error::Arguments(format!("{other:?} is no action"))),
                 };
                 continue;
@@ -94,9 +97,10 @@ fn text(argument: OsString) -> Result<String, Error> {
 
 /// How the program is used.
 pub const USAGE: &str = "\
-Usage: containerd-shim-cocoon-v2 [FLAGS] [start|delete]
+Usage: containerd-shim-cocoon-v2 [FLAGS] [start|delete|clean-up]
 
-containerd starts this program for each pod of the runtime io.containerd.cocoon.v2.
+containerd starts this program for each pod of the runtime io.containerd.cocoon.v2. With clean-up it ends what the pod -id
+has left, and waits up to an hour for the adaptor of a machine elsewhere.
 
 Flags:
   -address ADDRESS       containerd's address

@@ -2,19 +2,21 @@
 
 use std::io::{self, Write as _};
 use std::os::fd::AsFd as _;
-use std::time::SystemTime;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant, SystemTime};
 
 use containerd_shim_protos::api::DeleteResponse;
 use containerd_shim_protos::types::introspection::RuntimeInfo;
 use nix::poll::{PollFd, PollFlags, poll};
 use protobuf::MessageField;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use sandbox::SandboxName;
+use sandbox::{Directory, SandboxName};
 
 use crate::bootstrap::SOCKETS;
 use crate::bundle::{self, Bundle};
 use crate::start::SocketPath;
 use crate::task::timestamp;
+use crate::volumes::disks;
 use crate::{Arguments, Error};
 
 /// Ends what is left of a pod, or of nothing, and prints how it ended. May be called any number of times.
@@ -34,7 +36,12 @@ pub fn delete(arguments: &Arguments) -> Result<(), Error> {
         if let Some(path) = bundle.read(bundle::ADDRESS) {
             SocketPath::at(path.trim()).remove();
         }
-        sandbox::clean_up(&SandboxName::parse(&arguments.id)?)?;
+        let name = SandboxName::parse(&arguments.id)?;
+        disks::remove_left(&Directory::path_of(&name));
+        match sandbox::is_elsewhere(&name) {
+            true => clean_up_aside(arguments)?,
+            false => sandbox::clean_up(&name)?,
+        }
     }
 
     let response = DeleteResponse {
@@ -44,6 +51,45 @@ pub fn delete(arguments: &Arguments) -> Result<(), Error> {
         ..DeleteResponse::default()
     };
     print(&response)
+}
+
+/// Ends what is left of a pod. Waits for the adaptor of a machine elsewhere, which goes on costing until then.
+///
+/// # Errors
+/// [`Error::Sandbox`] for what did not go away.
+pub fn clean_up(arguments: &Arguments) -> Result<(), Error> {
+    let name = SandboxName::parse(&arguments.id)?;
+    // Away from whoever is killed for taking too long.
+    let _ = rustix::process::setsid();
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match sandbox::clean_up(&name) {
+            // There is no event that would tell of its return.
+            Err(sandbox::Error::Remote(_)) if Instant::now() < deadline => std::thread::sleep(PAUSE),
+            outcome => return Ok(outcome?),
+        }
+    }
+}
+
+/// Has a process of its own do it: containerd kills this one after a few seconds, and an adaptor takes a request back whose
+/// sender is gone.
+fn clean_up_aside(arguments: &Arguments) -> Result<(), Error> {
+    let mut command = Command::new(std::env::current_exe().map_err(Error::Spawn)?);
+    command.args(["-namespace", &arguments.namespace, "-id", &arguments.id, "clean-up"]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut child = command.spawn().map_err(Error::Spawn)?;
+    if let Some(handle) = Pid::from_raw(child.id() as i32).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()) {
+        let _ = poll(&mut [PollFd::new(handle.as_fd(), PollFlags::POLLIN)], ASIDE);
+    }
+    match child.try_wait() {
+        Ok(Some(status)) if !status.success() => Err(Error::State(format!(
+            "delete: the pod's machine elsewhere can't be ended; next: run \"{} -id {} clean-up\"",
+            crate::PROGRAM,
+            arguments.id
+        ))),
+        // It ends in its own time.
+        _ => Ok(()),
+    }
 }
 
 /// Prints what this runtime can, as containerd 2.x asks.
@@ -84,11 +130,15 @@ const RUNTIME: &str = "io.containerd.cocoon.v2";
 const KILLED: u32 = 137;
 /// Milliseconds in which a killed server is gone.
 const END: u16 = 5000;
+/// Milliseconds for an adaptor that is quick. containerd waits 5 s.
+const ASIDE: u16 = 2000;
+/// For an adaptor that is away to return.
+const PATIENCE: Duration = Duration::from_secs(3600);
+const PAUSE: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::process::{Command, Stdio};
 
     #[test]
     fn a_server_is_killed_and_another_s_process_is_not() {

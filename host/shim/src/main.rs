@@ -21,6 +21,7 @@ fn run(arguments: Arguments) -> Result<(), Error> {
     match arguments.action {
         Action::Start => shim::start(&arguments),
         Action::Delete => shim::delete(&arguments),
+        Action::CleanUp => shim::clean_up(&arguments),
         Action::Serve => shim::serve(&arguments),
         Action::Info => shim::info(),
         Action::Version => {
