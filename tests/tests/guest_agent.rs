@@ -38,7 +38,7 @@ async fn a_pod_has_limits_statistics_and_events() {
     // The container is where it should be, with what it should have.
     assert_eq!(guest.output("app", &["cat", "/proc/sys/net/ipv4/ping_group_range"]).await, "0\t2147483647\n");
     assert_eq!(guest.output("app", &["cat", "/etc/config/key"]).await, "from the host");
-    assert!(guest.output("app", &["cat", "/proc/1/cmdline"]).await.starts_with("/pause"));
+    assert_eq!(guest.output("app", &["cat", "/proc/1/comm"]).await, "pause\n");
     let stats = guest.stats("app").await;
     assert_eq!(stats.memory_stats.usage.limit, 64 << 20);
     assert!(stats.cpu_stats.cpu_usage.total_usage > 0 && stats.pids_stats.current > 0, "{stats:?}");

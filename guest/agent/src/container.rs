@@ -38,20 +38,20 @@ pub(crate) struct Container {
 pub(crate) struct Home {
     id: Id,
     bundle: PathBuf,
-    /// Whether the root file system is a folder of the bundle, and no image.
-    own_root: bool,
+    /// Whether it is that of the pod's own process, whose root file system is an empty folder of the bundle.
+    is_pods: bool,
     cgroup: Cgroup,
     helper: Helper,
 }
 
 impl Home {
-    /// Makes the bundle's folder, and a root file system of its own in it if there is no image for it.
-    pub(crate) fn make(id: &Id, root: &Path, helper: &Helper, own_root: bool) -> Result<Self, Fault> {
+    /// Makes the bundle's folder, and an empty root file system in it for the pod's own process.
+    pub(crate) fn make(id: &Id, root: &Path, helper: &Helper, is_pods: bool) -> Result<Self, Fault> {
         let bundle = root.join(id);
         let failed = |e| Fault::Io("container's folder can't be made", e);
         std::fs::create_dir(&bundle).map_err(failed)?;
-        let home = Self { id: id.clone(), bundle, own_root, cgroup: Cgroup::of(id), helper: helper.clone() };
-        if own_root && let Err(error) = std::fs::create_dir(home.rootfs()) {
+        let home = Self { id: id.clone(), bundle, is_pods, cgroup: Cgroup::of(id), helper: helper.clone() };
+        if is_pods && let Err(error) = std::fs::create_dir(home.rootfs()) {
             let _ = std::fs::remove_dir(&home.bundle);
             return Err(failed(error));
         }
@@ -80,7 +80,7 @@ impl Home {
         if let Err(error) = self.helper.forget(&self.id) {
             warn("runtime state can't be removed", &error);
         }
-        match self.own_root {
+        match self.is_pods {
             true => {
                 if let Err(error) = std::fs::remove_dir_all(self.rootfs()) {
                     warn("root file system can't be removed", &error);
@@ -106,17 +106,28 @@ impl Container {
     ) -> Result<Self, Fault> {
         let (child, streams) = home.helper.create(&home.id, &home.bundle, terminal).await?;
         let init = Process::watch(child, streams);
-        Ok(Self {
+        Ok(Self { termination_log, copies, ..Self::new(home, first, init) })
+    }
+
+    /// Makes the pod's own process. It has nothing to run when it is started.
+    pub(crate) async fn pause(home: Home, first: &str) -> Result<Self, Fault> {
+        home.cgroup.make().map_err(|e| Fault::Io("control group of the pod's own process can't be made", e))?;
+        let (child, streams) = home.helper.pause(&home.rootfs(), home.cgroup.path()).await?;
+        Ok(Self::new(home, first, Process::watch(child, streams)))
+    }
+
+    fn new(home: Home, first: &str, init: Process) -> Self {
+        Self {
             id: home.id.clone(),
             first: first.to_owned(),
             home,
             init,
-            termination_log,
-            copies,
+            termination_log: None,
+            copies: Vec::new(),
             volumes: Mutex::default(),
             started: Mutex::new(false),
             commands: Mutex::new(HashMap::new()),
-        })
+        }
     }
 
     /// The container's first process.
@@ -163,7 +174,9 @@ impl Container {
         if *started {
             return Err(Fault::State(format!("container {} has been started already", self.id)));
         }
-        self.home.helper.start(&self.id)?;
+        if !self.home.is_pods {
+            self.home.helper.start(&self.id)?;
+        }
         *started = true;
         Ok(())
     }
@@ -251,6 +264,9 @@ impl Container {
     /// Whether a command would run in it, and end.
     fn expect_running(&self) -> Result<(), Fault> {
         let refused = |why: &str| Err(Fault::State(format!("container {} {why}", self.id)));
+        if self.home.is_pods {
+            return refused("is the pod's own, in which nothing runs; next: run the command in another one");
+        }
         if !*self.started.lock().unwrap_or_else(PoisonError::into_inner) {
             return refused("has not been started; next: start it");
         }

@@ -148,73 +148,64 @@ impl Agent {
         volumes: &mut Held,
         mut abandoned: Pin<&mut impl Future<Output = ()>>,
     ) -> Result<Container, Fault> {
-        let devices = match root {
-            Root::Pause => Vec::new(),
-            Root::Image(_) => self.devices(request).await?,
-        };
         let image = match root {
-            Root::Pause => None,
-            Root::Image(image) => {
-                let pulled = tokio::select! {
-                    pulled = self.images.pull(image, home.bundle()) => pulled?,
-                    () = abandoned.as_mut() => return Err(Fault::Abandoned),
-                };
-                if pulled.digest != image.digest {
-                    return Err(Fault::Digest(image.reference.clone(), pulled.digest));
-                }
-                Some((pulled.rootfs, &image.process))
-            }
+            Root::Pause => return self.assemble_pause(home, request).await,
+            Root::Image(image) => image,
         };
-        let opened;
-        let request = if image.is_some() {
-            let mut with_secrets = request.clone();
-            if let Some(process) = with_secrets.OCI.as_mut().and_then(|oci| oci.Process.as_mut()) {
-                // Only here, after the decision: what the policy and its log see is what the host sent.
-                tokio::select! {
-                    opened = secrets::open_all(&mut process.Env, self.secrets.as_deref()) => opened?,
-                    () = abandoned => return Err(Fault::Abandoned),
-                }
-            }
-            opened = with_secrets;
-            *volumes = self.volumes.add(&storages(&opened)).await?;
-            &opened
-        } else {
-            request
+        let devices = self.devices(request).await?;
+        let pulled = tokio::select! {
+            pulled = self.images.pull(image, home.bundle()) => pulled?,
+            () = abandoned.as_mut() => return Err(Fault::Abandoned),
         };
-        for (file, value) in spec::network_parameters(request)? {
-            std::fs::write(Path::new("/proc/sys").join(file), value)
-                .map_err(|e| Fault::Io("a parameter of the pod's network can't be set", e))?;
+        if pulled.digest != image.digest {
+            return Err(Fault::Digest(image.reference.clone(), pulled.digest));
         }
+        let mut opened = request.clone();
+        if let Some(process) = opened.OCI.as_mut().and_then(|oci| oci.Process.as_mut()) {
+            // Only here, after the decision: what the policy and its log see is what the host sent.
+            tokio::select! {
+                opened = secrets::open_all(&mut process.Env, self.secrets.as_deref()) => opened?,
+                () = abandoned => return Err(Fault::Abandoned),
+            }
+        }
+        let request = &opened;
+        *volumes = self.volumes.add(&storages(request)).await?;
+        set_network_parameters(request)?;
         let shared = self.volumes.paths();
         let (hostname, files, namespaces) = {
             let mut sandbox = self.sandbox();
             let sandbox = sandbox.as_mut().ok_or_else(|| Fault::State("the sandbox is gone".to_owned()))?;
-            let files = match image {
-                Some(_) => sandbox.write_files(home.bundle()),
-                None => Ok(Vec::new()),
-            };
+            let files = sandbox.write_files(home.bundle());
             let files = files.map_err(|e| Fault::Io("container's files can't be written", e))?;
-            // The sandbox container has processes of its own, which the others then share.
-            let shares_pids = image.is_some() && (sandbox.shares_pids() || request.sandbox_pidns);
+            let shares_pids = sandbox.shares_pids() || request.sandbox_pidns;
             let namespaces = sandbox.namespaces().map_err(|e| Fault::Io("pod's namespaces can't be made", e))?;
             let namespaces = namespaces.of_a_container(shares_pids);
             (sandbox.hostname().to_owned(), files, namespaces)
         };
         let pod =
             Pod { hostname: &hostname, files: &files, volumes: &shared, copies: self.copies.folder(), namespaces };
-        let config = match &image {
-            Some((rootfs, process)) => spec::build(request, rootfs, process, &devices, pod)?,
-            None => {
-                let program = self.helper.program().canonicalize();
-                let program = program.map_err(|e| Fault::Io("the guest's own program can't be found", e))?;
-                spec::pause(request, &home.rootfs(), &program, pod)?
-            }
-        };
+        let config = spec::build(request, &pulled.rootfs, &image.process, &devices, pod)?;
         write_config(home.bundle(), &config)?;
         let terminal = config["process"]["terminal"] == true;
         let log = spec::termination_log(request, &config);
         let container =
             Container::create(home.clone(), &request.exec_id, terminal, log, self.copies_for(request)).await?;
+        self.share_pids(&container, request)?;
+        Ok(container)
+    }
+
+    /// Makes the pod's own process. Of the request it takes the parameters of the kernel that a pod sets for all of its
+    /// containers.
+    async fn assemble_pause(&self, home: &Home, request: &CreateContainerRequest) -> Result<Container, Fault> {
+        set_network_parameters(request)?;
+        let shared = spec::shared_parameters(request)?;
+        if !shared.is_empty() {
+            let mut sandbox = self.sandbox();
+            let sandbox = sandbox.as_mut().ok_or_else(|| Fault::State("the sandbox is gone".to_owned()))?;
+            let set = sandbox.namespaces().and_then(|namespaces| namespaces.set(shared));
+            set.map_err(|e| Fault::Io("a parameter of the pod's namespaces can't be set", e))?;
+        }
+        let container = Container::pause(home.clone(), &request.exec_id).await?;
         self.share_pids(&container, request)?;
         Ok(container)
     }
@@ -278,6 +269,15 @@ pub(crate) const TRUSTED_STORE: &str = "/dev/trusted_store";
 /// The storages that are volumes.
 fn storages(request: &CreateContainerRequest) -> Vec<Storage> {
     request.storages.iter().filter(|storage| storage.driver != spec::GUEST_PULL).cloned().collect()
+}
+
+/// The network is the guest's, and so are its parameters.
+fn set_network_parameters(request: &CreateContainerRequest) -> Result<(), Fault> {
+    for (file, value) in spec::network_parameters(request)? {
+        std::fs::write(Path::new("/proc/sys").join(file), value)
+            .map_err(|e| Fault::Io("a parameter of the pod's network can't be set", e))?;
+    }
+    Ok(())
 }
 
 fn write_config(bundle: &Path, config: &serde_json::Value) -> Result<(), Fault> {

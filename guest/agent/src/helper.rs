@@ -3,11 +3,12 @@
 //! Entering namespaces takes a process with one thread, and the guest's first process has several. So it runs its own
 //! binary once more as a helper, which forks for each order as a sibling: what it forks is a child of the guest's first
 //! process, which can wait for it. A container is made there by libcontainer; a command joins a container and becomes
-//! its program.
+//! its program; the pod's own process stays what it is, and does nothing.
 
 mod create;
 mod enter;
 mod fork;
+mod pause;
 mod server;
 
 use std::io::{self, IoSlice};
@@ -55,11 +56,6 @@ impl Helper {
     /// A helper that is the program of that path, with `state` as the folder for libcontainer's files.
     pub(crate) fn new(program: PathBuf, state: PathBuf) -> Self {
         Self { program, state, running: Arc::default() }
-    }
-
-    /// The binary that is run as helper.
-    pub(crate) fn program(&self) -> &Path {
-        &self.program
     }
 
     /// Starts it ahead of the first order.
@@ -113,6 +109,19 @@ impl Helper {
         let (child, outcome) = self.carry_out(Work::Enter, &[place.first, group.as_fd()], theirs, process).await?;
         if let Some(Outcome::Error(cause)) = outcome {
             // Nobody else waits for it.
+            let _ = child.ended().await;
+            return Err(Error::Container(cause));
+        }
+        Ok((child, mine.streams().await.map_err(Error::Streams)?))
+    }
+
+    /// Makes the pod's own process: in the control group of that folder, with an empty folder for its root.
+    pub(crate) async fn pause(&self, root: &Path, group: &Path) -> Result<(Child, Streams), Error> {
+        let group = std::fs::File::open(group).map_err(Error::Bundle)?;
+        let root = root.as_os_str().as_encoded_bytes();
+        let (mine, theirs) = Ends::pipes().map_err(Error::Streams)?;
+        let (child, outcome) = self.carry_out(Work::Pause, &[group.as_fd()], theirs, root).await?;
+        if let Some(Outcome::Error(cause)) = outcome {
             let _ = child.ended().await;
             return Err(Error::Container(cause));
         }

@@ -49,6 +49,5 @@ pub use helper::{HELPER_ARG, run_helper};
 pub use images::{ImageError, ImageProcess, Images, PulledImage, ResolvedImage};
 pub use network::{Error as NetworkError, bring_up_loopback};
 pub use orphans::reap_orphans;
-pub use pause::{PAUSE_ARG, run_pause};
 pub use policy::Policy;
 pub use secrets::{SecretError, Secrets};

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
 use rustix::process::Pid;
 use serde_json::{Value, json};
@@ -23,15 +23,24 @@ impl Namespaces {
         let made = Self { folder, has_pids: false };
         let hostname = hostname.to_owned();
         let folder = made.folder.clone();
-        // A thread of its own: whoever leaves a namespace here can't come back.
-        let thread = std::thread::Builder::new().spawn(move || -> io::Result<()> {
+        in_a_thread(move || {
             unshare(CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWIPC)?;
             nix::unistd::sethostname(hostname)?;
             keep(Path::new("/proc/thread-self/ns/uts"), &folder.join("uts"))?;
             keep(Path::new("/proc/thread-self/ns/ipc"), &folder.join("ipc"))
         })?;
-        thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread that makes them ended")))?;
         Ok(made)
+    }
+
+    /// Sets parameters of the kernel in them: files below `/proc/sys`, and what to write.
+    pub(crate) fn set(&self, parameters: Vec<(PathBuf, String)>) -> io::Result<()> {
+        let ipc = File::open(self.folder.join("ipc"))?;
+        in_a_thread(move || {
+            setns(ipc, CloneFlags::CLONE_NEWIPC)?;
+            parameters
+                .into_iter()
+                .try_for_each(|(file, value)| std::fs::write(Path::new("/proc/sys").join(file), value))
+        })
     }
 
     /// Makes the process namespace of this process the pod's, in the place of an earlier one.
@@ -76,6 +85,12 @@ impl Drop for Namespaces {
             tracing::warn!(%error, "folder of the pod's namespaces can't be removed");
         }
     }
+}
+
+/// A thread of its own: whoever leaves a namespace here can't come back.
+fn in_a_thread(work: impl FnOnce() -> io::Result<()> + Send + 'static) -> io::Result<()> {
+    let thread = std::thread::Builder::new().spawn(work)?;
+    thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread for the pod's namespaces ended")))
 }
 
 /// Mounts a namespace's file, which keeps the namespace.

@@ -14,7 +14,7 @@ pub(crate) use process::build as process;
 
 use crate::devices::Disk;
 use crate::images::ImageProcess;
-use crate::{pause, user};
+use crate::user;
 
 /// The one image that a container runs, as its request names it.
 ///
@@ -77,38 +77,6 @@ pub(crate) fn build(
             "sysctl": sysctl(linux)?,
             "maskedPaths": union(&MASKED_PATHS, &linux.MaskedPaths)?,
             "readonlyPaths": union(&READONLY_PATHS, &linux.ReadonlyPaths)?,
-        },
-    }))
-}
-
-/// Builds the `config.json` of a pod's sandbox container, which runs `program`, the guest's own binary.
-///
-/// Of the request it takes limits, and the parameters of the kernel that a pod sets for all of its containers.
-///
-/// # Errors
-/// [`Error`] for other parameters of the kernel.
-pub(crate) fn pause(
-    request: &CreateContainerRequest,
-    rootfs: &Path,
-    program: &Path,
-    pod: Pod<'_>,
-) -> Result<Value, Error> {
-    let linux = request.OCI.Linux.get_or_default();
-    let mut mounts = mounts::build(&[], &pod)?;
-    mounts.push(pause::program_mount(program));
-    Ok(json!({
-        "ociVersion": VERSION,
-        "process": pause::process(),
-        "root": {"path": rootfs, "readonly": true},
-        "hostname": pod.hostname,
-        "mounts": mounts,
-        "linux": {
-            "namespaces": pod.namespaces,
-            "cgroupsPath": Path::new(CGROUP_PARENT).join(&request.container_id),
-            "resources": resources(linux.Resources.get_or_default()),
-            "sysctl": sysctl(linux)?,
-            "maskedPaths": MASKED_PATHS,
-            "readonlyPaths": READONLY_PATHS,
         },
     }))
 }
@@ -213,7 +181,18 @@ pub(crate) fn network_parameters(request: &CreateContainerRequest) -> Result<Vec
     Ok(of_network.map(|(name, value)| (name.replace('.', "/").into(), value.clone())).collect())
 }
 
-/// The parameters of the namespaces that the pod's containers share.
+/// The parameters of the namespaces that the pod's containers share, by their files below `/proc/sys`.
+///
+/// # Errors
+/// As [`network_parameters`].
+pub(crate) fn shared_parameters(request: &CreateContainerRequest) -> Result<Vec<(PathBuf, String)>, Error> {
+    let linux = request.OCI.Linux.get_or_default();
+    check_parameters(linux)?;
+    let shared = linux.Sysctl.iter().filter(|(name, _)| !name.starts_with(NETWORK));
+    Ok(shared.map(|(name, value)| (name.replace('.', "/").into(), value.clone())).collect())
+}
+
+/// The same as a container's specification has them.
 fn sysctl(linux: &oci::Linux) -> Result<Value, Error> {
     check_parameters(linux)?;
     let others = linux.Sysctl.iter().filter(|(name, _)| !name.starts_with(NETWORK));
@@ -352,39 +331,18 @@ mod tests {
     }
 
     #[test]
-    fn a_sandbox_container_runs_nothing_of_the_host_s_asking() {
+    fn of_a_sandbox_container_only_the_pod_s_parameters_count() {
         let mut request = request();
-        let oci = request.OCI.mut_or_insert_default();
-        oci.Process = MessageField::some(oci::Process {
-            Args: vec!["/bin/sh".into()],
-            Env: vec!["LD_PRELOAD=/x".into()],
-            Terminal: true,
-            ..Default::default()
-        });
-        oci.Mounts.push(oci::Mount { destination: "/pause".into(), source: "/x".into(), ..Default::default() });
-        oci.Hooks.mut_or_insert_default().Prestart.push(Default::default());
-        oci.Linux.mut_or_insert_default().Sysctl.insert("kernel.shmmax".into(), "1000000".into());
+        let parameters = &mut request.OCI.mut_or_insert_default().Linux.mut_or_insert_default().Sysctl;
+        parameters.insert("kernel.shmmax".into(), "1000000".into());
+        parameters.insert("net.core.somaxconn".into(), "1024".into());
+        let files = |found: Result<Vec<(PathBuf, String)>, Error>| found.unwrap();
+        assert_eq!(files(shared_parameters(&request)), [("kernel/shmmax".into(), "1000000".to_owned())]);
+        assert_eq!(files(network_parameters(&request)), [("net/core/somaxconn".into(), "1024".to_owned())]);
 
-        let config = pause(&request, Path::new("/b/rootfs"), Path::new("/init"), pod()).unwrap();
-        let spec: libcontainer::oci_spec::runtime::Spec = serde_json::from_value(config.clone()).unwrap();
-        assert_eq!(spec.root().as_ref().unwrap().readonly(), Some(true));
-        let process = &config["process"];
-        assert_eq!((&process["args"], &process["terminal"]), (&json!(["/pause", "pause"]), &json!(false)));
-        assert_eq!(process["capabilities"]["bounding"], json!([]));
-        let text = config.to_string();
-        assert!(!text.contains("/bin/sh") && !text.contains("LD_PRELOAD") && !text.contains("hooks"), "{text}");
-        let program = config["mounts"].as_array().unwrap().last().unwrap();
-        assert_eq!((&program["source"], &program["options"][1]), (&json!("/init"), &json!("ro")));
-        assert_eq!(config["linux"]["sysctl"]["kernel.shmmax"], "1000000");
-
-        request
-            .OCI
-            .mut_or_insert_default()
-            .Linux
-            .mut_or_insert_default()
-            .Sysctl
-            .insert("kernel.core_pattern".into(), "|/x".into());
-        assert!(pause(&request, Path::new("/b/rootfs"), Path::new("/init"), pod()).is_err());
+        let parameters = &mut request.OCI.mut_or_insert_default().Linux.mut_or_insert_default().Sysctl;
+        parameters.insert("kernel.core_pattern".into(), "|/x".into());
+        assert!(shared_parameters(&request).is_err() && network_parameters(&request).is_err());
     }
 
     #[test]
@@ -437,7 +395,7 @@ mod tests {
                 (process.Args, process.Env, process.Cwd) = (vec![text.clone()], vec![text.clone()], text.clone());
                 spec.Linux.mut_or_insert_default().Sysctl.insert(text.clone(), text);
                 let _ = build(&request);
-                let _ = pause(&request, Path::new("/b"), Path::new("/init"), pod());
+                let _ = shared_parameters(&request);
             }
         }
     }

@@ -24,12 +24,9 @@ use programs::Program;
 use wire::milestone::Milestone;
 
 fn main() -> ExitCode {
-    // A container is made by this program again, before it has any thread; and it is the pod's sandbox container.
-    let mut arguments = std::env::args_os();
-    match arguments.by_ref().nth(1) {
-        Some(argument) if argument == agent::HELPER_ARG => return agent::run_helper().into(),
-        Some(argument) if argument == agent::PAUSE_ARG => return agent::run_pause().into(),
-        _ => {}
+    // Processes of containers are made by this program again, before it has any thread.
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == agent::HELPER_ARG) {
+        return agent::run_helper().into();
     }
     // The kernel hands words of its command line to the first process: the host would choose its role.
     if std::process::id() != 1 {

@@ -33,15 +33,15 @@ pub(crate) fn compose(guestd: Vec<u8>, groups: Vec<Vec<Module>>, programs: BTree
     root.finish()
 }
 
-/// The modules a guest needs, in the groups in which it loads them: for its first answer to the host, for a pod, for a TEE,
-/// where it runs in one, and for volumes. Each is checked for its signature when it is loaded, which takes its time.
+/// The modules a guest needs, in the groups in which it loads them: for its first answer to the host, for the network, for
+/// a TEE, where it runs in one, and for containers.
 ///
 /// Of ciphers there are the processor's own instructions too, without which a volume is ten times slower.
 pub(crate) const MODULES: &[&[&str]] = &[
     &["vmw_vsock_virtio_transport", "virtio_blk"],
-    &["virtio_net", "overlay"],
+    &["virtio_net"],
     &["tsm", "tdx_guest", "sev_guest"],
-    &["dm_crypt", "dm_integrity", "dm_verity", "xts", "authenc", "aesni_intel", "sha256_ssse3", "erofs", "loop"],
+    &["overlay", "dm_crypt", "dm_integrity", "dm_verity", "xts", "authenc", "aesni_intel", "sha256_ssse3", "erofs", "loop"],
 ];
 
 const FOLDERS: [(&str, u32); 10] = [

@@ -29,12 +29,14 @@ impl Alone {
         }
     }
 
-    /// Makes a copy of this process as a child of its parent: in the control group of that folder, or in this one's.
-    pub(super) fn fork(&self, group: Option<BorrowedFd<'_>>) -> io::Result<Forked> {
+    /// Makes a copy of this process as a child of its parent: in the control group of that folder, or in this one's; on
+    /// demand as the first process of a namespace.
+    pub(super) fn fork(&self, group: Option<BorrowedFd<'_>>, is_first: bool) -> io::Result<Forked> {
         let into = if group.is_some() { CLONE_INTO_CGROUP } else { 0 };
+        let apart = if is_first { libc::CLONE_NEWPID as u64 } else { 0 };
         let arguments = Arguments {
             // The signal at its end is the one that this process' parent gets of this process itself.
-            flags: libc::CLONE_PARENT as u64 | into,
+            flags: libc::CLONE_PARENT as u64 | into | apart,
             group: group.map_or(0, |group| group.as_raw_fd() as u64),
             ..Arguments::default()
         };

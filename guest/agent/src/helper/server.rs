@@ -3,10 +3,13 @@
 //! It holds nothing but the socket that orders come by, and never sees what is in them: that is read by the process
 //! that it forks. So what one container is given is in no other's process.
 
+use std::ffi::OsStr;
 use std::io::{self, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 
 use nix::sched::{CloneFlags, setns};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
@@ -15,7 +18,7 @@ use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 use zeroize::Zeroizing;
 
 use super::fork::{Alone, Forked};
-use super::{Outcome, create, enter};
+use super::{Outcome, create, enter, pause};
 
 /// Serves the orders of this process' parent until that ends, and returns the exit code. Standard input is the socket
 /// that they come by.
@@ -38,6 +41,8 @@ pub(super) enum Work {
     /// A process in a container that runs, whose first process and control group are given. With a terminal comes the
     /// socket that its master is sent by.
     Enter,
+    /// The pod's own process, whose control group is given.
+    Pause,
 }
 
 impl Work {
@@ -45,11 +50,12 @@ impl Work {
         match self {
             Self::Create => b'c',
             Self::Enter => b'e',
+            Self::Pause => b'p',
         }
     }
 
     fn of(letter: u8) -> Option<Self> {
-        [Self::Create, Self::Enter].into_iter().find(|work| work.letter() == letter)
+        [Self::Create, Self::Enter, Self::Pause].into_iter().find(|work| work.letter() == letter)
     }
 }
 
@@ -107,10 +113,11 @@ impl Server {
     }
 
     fn fork(&self, order: &Order) -> io::Result<Forked> {
-        let Some(place) = &order.place else { return self.alone.fork(None) };
+        let group = order.group.as_ref().map(AsFd::as_fd);
+        let Some(first) = &order.first else { return self.alone.fork(group, order.work == Work::Pause) };
         // A process is in another namespace of processes only if it was born there.
-        setns(&place.first, CloneFlags::CLONE_NEWPID)?;
-        let forked = self.alone.fork(Some(place.group.as_fd()));
+        setns(first, CloneFlags::CLONE_NEWPID)?;
+        let forked = self.alone.fork(group, false);
         if !matches!(forked, Ok(Forked::Child)) && setns(&self.processes, CloneFlags::CLONE_NEWPID).is_err() {
             // What is forked next would be in that container.
             std::process::abort();
@@ -120,32 +127,40 @@ impl Server {
 }
 
 struct Order {
+    work: Work,
     channel: UnixStream,
-    place: Option<Place>,
+    /// The first process of the container to enter.
+    first: Option<OwnedFd>,
+    /// The control group that the process is born in.
+    group: Option<OwnedFd>,
     streams: Vec<OwnedFd>,
-}
-
-/// A container to enter.
-struct Place {
-    first: OwnedFd,
-    group: OwnedFd,
 }
 
 impl Order {
     fn new(work: Work, descriptors: Vec<OwnedFd>) -> Option<Self> {
         let mut descriptors = descriptors.into_iter();
         let channel = descriptors.next()?.into();
-        let place = match work {
-            Work::Create => None,
-            Work::Enter => Some(Place { first: descriptors.next()?, group: descriptors.next()? }),
+        let (first, group) = match work {
+            Work::Create => (None, None),
+            Work::Enter => (Some(descriptors.next()?), Some(descriptors.next()?)),
+            Work::Pause => (None, Some(descriptors.next()?)),
         };
-        Some(Self { channel, place, streams: descriptors.collect() })
+        Some(Self { work, channel, first, group, streams: descriptors.collect() })
     }
 
     /// Carries it out in the process that was forked for it. Returns where that doesn't become another program.
     fn carry_out(self) -> u8 {
-        let Self { mut channel, place, streams } = self;
-        let outcome = carry_out(&mut channel, place, streams).unwrap_or_else(Outcome::Error);
+        let Self { work, mut channel, first, group, streams } = self;
+        drop(group);
+        let outcome = match carry_out(work, &mut channel, first, streams) {
+            Ok(Some(outcome)) => outcome,
+            Ok(None) => {
+                // That it has nothing to say says that it is there.
+                drop(channel);
+                return pause::pause();
+            }
+            Err(cause) => Outcome::Error(cause),
+        };
         let mut report = serde_json::to_vec(&outcome).unwrap_or_default();
         report.push(b'\n');
         match channel.write_all(&report) {
@@ -155,7 +170,13 @@ impl Order {
     }
 }
 
-fn carry_out(channel: &mut UnixStream, place: Option<Place>, mut streams: Vec<OwnedFd>) -> Result<Outcome, String> {
+/// Returns what is to be told, or nothing where this process is the pod's own from now on.
+fn carry_out(
+    work: Work,
+    channel: &mut UnixStream,
+    first: Option<OwnedFd>,
+    mut streams: Vec<OwnedFd>,
+) -> Result<Option<Outcome>, String> {
     let failed = |e: io::Error| format!("its streams can't be taken over: {e}");
     let console = match streams.as_slice() {
         [stdin, stdout, stderr] => {
@@ -171,15 +192,13 @@ fn carry_out(channel: &mut UnixStream, place: Option<Place>, mut streams: Vec<Ow
     // Bounded by whoever sends it. It may have secrets in it.
     let mut text = Zeroizing::new(Vec::new());
     channel.read_to_end(&mut text).map_err(|e| format!("its order can't be read: {e}"))?;
-    match place {
-        None => Ok(Outcome::Pid(create::Container::read(&text)?.create()?)),
-        Some(Place { first, group }) => {
-            drop(group);
-            match enter::enter(first, console, &text) {
-                Err(cause) => Err(cause),
-                Ok(never) => match never {},
-            }
-        }
+    match first {
+        Some(first) => match enter::enter(first, console, &text) {
+            Err(cause) => Err(cause),
+            Ok(never) => match never {},
+        },
+        None if work == Work::Pause => pause::retire(Path::new(OsStr::from_bytes(&text))).map(|()| None),
+        None => Ok(Some(Outcome::Pid(create::Container::read(&text)?.create()?))),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Stories of whole pods: what their containers share, what the host copies into them, what it measures.
 
-use agent::{AgentEvent, PAUSE_ARG};
-use ttrpc::context;
+use agent::{AgentEvent, HELPER_ARG};
+use ttrpc::{Code, context};
 use wire_ttrpc::agent::*;
 use wire_ttrpc::oci;
 
@@ -30,7 +30,11 @@ pub(crate) async fn a_pod_shares_names_memory_and_processes() {
     };
     lab.create("pause", &["/bin/sh", "-c", "evil"], pause).await.unwrap();
     lab.expect(AgentEvent::ContainerCreated { id: "pause".into(), digest: None }).await;
+    let (code, text) = refusal(lab.exec("pause", "e", &["/bin/sh"], false).await);
+    assert_eq!(code, Code::FAILED_PRECONDITION, "{text}");
     lab.start_container("pause").await.unwrap();
+    let (_, text) = refusal(lab.exec("pause", "e", &["/bin/sh"], false).await);
+    assert!(text.contains("in which nothing runs"), "{text}");
 
     let with_shm = |request: &mut CreateContainerRequest| {
         let source = lab.root.join("sandbox/shm").to_str().unwrap().into();
@@ -58,7 +62,11 @@ pub(crate) async fn a_pod_shares_names_memory_and_processes() {
     let shared = lines(&outputs[0], &["ipc", "uts", "pid"]);
     assert_eq!(shared.len(), 3);
     assert_eq!(shared, lines(&outputs[1], &["ipc", "uts", "pid"]));
-    assert_eq!(lines(&outputs[1], &["first"]), [format!("first /pause {PAUSE_ARG} ")]);
+    // The first one is a fork of the helper, without rights, and gives no view of the guest's files.
+    let [first, rights, root] = &lines(&outputs[1], &["first", "rights", "root"])[..] else { panic!("{}", outputs[1]) };
+    assert!(first.trim_end().ends_with(HELPER_ARG), "{first}");
+    assert_eq!(rights, "rights pause 65535 0000000000000000 1");
+    assert_eq!(root, "root Err(PermissionDenied)");
     assert_eq!(lines(&outputs[0], &["note"]), ["note "]);
     assert_eq!(lines(&outputs[1], &["note"]), ["note left by another"]);
 
