@@ -66,7 +66,7 @@ impl Guest {
                 helper: "/bin/false".into(),
                 root: root.clone(),
                 resolv_conf: None,
-                drivers: tokio::sync::watch::channel(true).1,
+                drivers: tokio::sync::watch::channel(agent::Drivers::All).1,
                 version: "fuzz".to_owned(),
             };
             let agent = Arc::new(Agent::new(config).expect("an agent"));
