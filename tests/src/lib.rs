@@ -5,9 +5,11 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
 
+pub mod guest;
 pub mod load;
 pub mod node;
 
+mod adaptor;
 mod balancer;
 mod bare;
 mod image;
@@ -18,6 +20,7 @@ mod registry;
 mod services;
 mod trustee;
 
+pub use adaptor::Adaptor;
 pub use balancer::Balancer;
 pub use bare::BareMachine;
 pub use image::{Encrypted, Image};

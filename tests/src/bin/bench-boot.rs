@@ -25,7 +25,7 @@ async fn main() {
         let sandbox = boot(&image, 256).await;
         guest_times.push(sandbox.timeline().at(Event::FirstAnswer).unwrap());
         kernel_times.push(sandbox.timeline().at(Event::Kernel).unwrap());
-        sandbox.stop().await;
+        sandbox.stop().await.unwrap();
         eprintln!("round {} of {ROUNDS}: bare {:?}, guest {:?}", round + 1, bare_times[round], guest_times[round]);
     }
     let ratios: Vec<f64> =
@@ -33,7 +33,7 @@ async fn main() {
 
     let small = boot(&image, SMALLEST).await;
     let guest_memory = resident_in_guest(&small).await;
-    small.stop().await;
+    small.stop().await.unwrap();
     let host_memory = host_memory(&lab);
 
     let result = json!({
