@@ -2,12 +2,18 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod bad;
 mod faults;
 mod ground;
-mod laboratory;
 mod installed;
+mod laboratory;
 mod life;
+mod many;
+mod network;
+mod observe;
 mod page;
 mod policy;
 mod rounds;
+mod shortage;
+mod volumes;
 mod world;
