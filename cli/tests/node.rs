@@ -26,7 +26,7 @@ fn a_bare_node_is_told_what_it_lacks() {
 
     let install = cocoon(&["node", "install", "--from", root, "--root", root]);
     assert_eq!(install.status.code(), Some(1));
-    assert!(text(&install.stderr).contains("bin/cocoon is missing"), "{}", text(&install.stderr));
+    assert!(text(&install.stderr).contains("version is missing"), "{}", text(&install.stderr));
     let install = cocoon(&["node", "install", "--root", root]);
     assert!(text(&install.stderr).contains("is part of no release"), "{}", text(&install.stderr));
 

@@ -1,6 +1,6 @@
 //! Builds the programs and the guest image.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::{Error, cargo, root, run, step};
@@ -35,18 +35,40 @@ pub fn volume_guest() -> Result<(), Error> {
 
 /// Builds guestd in its own profile and linked statically, since its initramfs holds no libraries, and the guest image with it.
 pub fn guest_image() -> Result<(), Error> {
+    guest_image_by(&program("cocoon")).map(drop)
+}
+
+/// The same with this `cocoon`; gives the image's folder.
+pub fn guest_image_by(cocoon: &Path) -> Result<PathBuf, Error> {
     step("building the guest's program");
     let mut build = cargo(&["build", "--profile", "guest", "--package", "guestd", "--config"]);
-    run(build.arg(format!(
-        "target.x86_64-unknown-linux-gnu.rustflags=['-Ctarget-feature=+crt-static', {SMALL}, {}]",
-        remapped_paths()
-    )))?;
+    run(build.arg(format!("{FLAGS}=[{STATICALLY}, {SMALL}, {}]", remapped_paths())))?;
     step("building the guest image");
-    let mut command = Command::new(program("cocoon"));
+    let image = state().join("guest-image");
+    let mut command = Command::new(cocoon);
     command.args(["guest-image", "build", "--guestd"]).arg(guestd());
-    command.arg("--cache").arg(state().join("cache")).arg("--output").arg(state().join("guest-image"));
+    command.arg("--cache").arg(state().join("cache")).arg("--output").arg(&image);
     command.stdout(std::process::Stdio::null());
-    run(&mut command)
+    run(&mut command)?;
+    Ok(image)
+}
+
+/// Builds [`NODE_PROGRAMS`] in their own profile, linked statically so that they run on any distribution.
+pub fn node_programs() -> Result<(), Error> {
+    step("building the node's programs");
+    let mut build = cargo(&["build", "--profile", "node"]);
+    for package in ["cli", "shim", "snapshotter"] {
+        build.args(["--package", package]);
+    }
+    for program in NODE_PROGRAMS {
+        build.args(["--bin", program]);
+    }
+    run(build.arg("--config").arg(format!("{FLAGS}=[{STATICALLY}, {}]", remapped_paths())))
+}
+
+/// The path of one of them.
+pub fn node_program(name: &str) -> PathBuf {
+    profile("node").join(name)
 }
 
 /// The path of a program that has been built.
@@ -56,7 +78,7 @@ pub fn program(name: &str) -> PathBuf {
     own.with_file_name(name)
 }
 
-/// Compiler flags that keep this machine's folders out of guestd, so that everybody's is the same, byte for byte.
+/// Compiler flags that keep this machine's folders out of programs, so that everybody's are the same, byte for byte.
 fn remapped_paths() -> String {
     let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
     let cargo_home = std::env::var_os("CARGO_HOME").map_or_else(|| home.join(".cargo"), PathBuf::from);
@@ -65,20 +87,27 @@ fn remapped_paths() -> String {
     folders.map(flag).join(", ")
 }
 
-/// guestd, in the folder of its profile beside the others'.
+/// guestd.
 pub fn guestd() -> PathBuf {
-    let own = std::env::current_exe().unwrap_or_default();
-    own.ancestors().nth(2).map_or_else(|| root().join("target"), PathBuf::from).join("guest/guestd")
+    profile("guest").join("guestd")
 }
 
-/// Where the guest image and what it is made of are kept.
-fn state() -> PathBuf {
+/// The folder of a profile, beside this program's.
+fn profile(name: &str) -> PathBuf {
+    let own = std::env::current_exe().unwrap_or_default();
+    own.ancestors().nth(2).map_or_else(|| root().join("target"), PathBuf::from).join(name)
+}
+
+/// Where the guest image, what it is made of, and a release are kept.
+pub fn state() -> PathBuf {
     let own = std::env::current_exe().unwrap_or_default();
     // target/<triple>/release/xtask
     own.ancestors().nth(3).map_or_else(|| root().join("target"), PathBuf::from).join("cocoon")
 }
 
-/// What is linked statically in cargo's words, beside guestd.
+/// What a node has of ours.
+pub const NODE_PROGRAMS: [&str; 3] = ["cocoon", "containerd-shim-cocoon-v2", "cocoon-snapshotter"];
+/// What is linked statically in cargo's words, beside guestd and the node's programs.
 pub const STATIC: [&str; 8] = [
     "--config",
     "target.x86_64-unknown-linux-gnu.rustflags=['-Ctarget-feature=+crt-static']",
@@ -89,6 +118,9 @@ pub const STATIC: [&str; 8] = [
     "--package",
     "volume-guest",
 ];
+/// The compiler's flags in cargo's configuration.
+const FLAGS: &str = "target.x86_64-unknown-linux-gnu.rustflags";
+const STATICALLY: &str = "'-Ctarget-feature=+crt-static'";
 /// Flags for less to unpack at each boot: nothing unwinds, equal functions are one, and relocations are a bitmap.
 /// The linker runs in the project's folder.
 const SMALL: &str = "'-Cforce-unwind-tables=no', '-Clink-arg=-Wl,-T,guest/guestd/no-unwinding.ld', \

@@ -1,11 +1,11 @@
-//! The project's automation: `cargo xtask demo`, `cargo xtask test` and `cargo xtask bench` install what they need,
-//! build and run.
+//! The project's automation: `cargo xtask demo`, `release`, `test` and `bench` install what they need, build and run.
 
 #![forbid(unsafe_code)]
 
 mod bench;
 mod build;
 mod packages;
+mod release;
 mod test;
 
 use std::fmt;
@@ -17,6 +17,7 @@ fn main() -> ExitCode {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let outcome = match words[..] {
         ["demo"] => demo(),
+        ["release"] => release::make(),
         ["test"] => test::run(false),
         ["test", "--full"] => test::run(true),
         ["bench", "boot"] => bench::boot(),
@@ -97,6 +98,7 @@ const USAGE: &str = "\
 usage: cargo xtask COMMAND
 
   demo          install, build, and run one confidential pod from real files to a released secret
+  release       build what `cocoon node install` puts on a node: programs and guest image, in one folder
   test          install, build, and run everything that CI runs
   test --full   the same with the slow cases
   bench boot    measure boot time and memory, as ratios of a bare boot
