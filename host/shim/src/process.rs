@@ -66,13 +66,18 @@ impl Process {
 
     /// Ends. Only the first end counts, for which the answer is true.
     pub(crate) fn end(&self, exit: Exit) -> bool {
-        self.phase.send_if_modified(|phase| {
+        let first = self.phase.send_if_modified(|phase| {
             let first = phase.exit().is_none();
             if first {
                 *phase = Phase::Ended(exit);
             }
             first
-        })
+        });
+        if first {
+            // Streams of a process that never ran: whoever reads them waits for their end.
+            lock(&self.streams).take();
+        }
+        first
     }
 
     /// How it ended, once it has.
@@ -111,4 +116,29 @@ impl Process {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+
+    #[tokio::test]
+    async fn output_of_a_process_that_never_ran_ends_with_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("stdout");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let nonblocking = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+        let mut reader = std::fs::File::options().read(true).custom_flags(nonblocking).open(&path).unwrap();
+        let stdio = Stdio { stdout: path.display().to_string(), ..Stdio::default() };
+        let id = ProcessId { container: "c".to_owned(), exec: String::new() };
+        let process = Process::open(id, stdio, None, "k8s.io").await.unwrap();
+        let mut byte = [0];
+        assert_eq!(reader.read(&mut byte).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+
+        process.end(Exit::now(137));
+
+        assert_eq!(reader.read(&mut byte).unwrap(), 0);
+    }
 }
