@@ -186,7 +186,7 @@ fn expect(console: &[String], cases: &[&str]) {
         let passed = console.iter().any(|line| line.contains(&format!("case {case}: ok")));
         assert!(passed, "{case} did not pass:\n{}", console.join("\n"));
     }
-    console.iter().filter(|line| line.contains("case ")).for_each(|line| println!("{line}"));
+    console.iter().filter(|line| line.contains("case ") || line.contains("GiB")).for_each(|line| println!("{line}"));
 }
 
 /// As `volume-guest` has it.

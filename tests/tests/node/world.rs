@@ -159,19 +159,19 @@ async fn a_container_has_a_disk_of_the_node() {
 }
 
 /// A volume as a kubelet writes it: a link to a folder with what is current, swapped at each change.
-struct ConfigMap {
-    folder: PathBuf,
+pub struct ConfigMap {
+    pub folder: PathBuf,
 }
 
 impl ConfigMap {
-    fn new(folder: PathBuf, value: &str) -> Self {
+    pub fn new(folder: PathBuf, value: &str) -> Self {
         let this = Self { folder };
         this.change(value);
         symlink("..data/key", this.folder.join("key")).unwrap();
         this
     }
 
-    fn change(&self, value: &str) {
+    pub fn change(&self, value: &str) {
         let name = format!("..{value}");
         fs::create_dir(self.folder.join(&name)).unwrap();
         fs::write(self.folder.join(&name).join("key"), value).unwrap();
@@ -193,7 +193,7 @@ fn tmpfs(ground: &Ground, pod: &Pod<'_>) -> PathBuf {
     Path::new(&folder).to_owned()
 }
 
-fn echo(mut stream: TcpStream) -> String {
+pub fn echo(mut stream: TcpStream) -> String {
     stream.set_read_timeout(Some(LIMIT)).unwrap();
     stream.write_all(b"ping\n").unwrap();
     stream.shutdown(Shutdown::Write).unwrap();
