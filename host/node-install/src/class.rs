@@ -8,42 +8,62 @@ use std::path::Path;
 pub struct Class {
     /// Its name: upstream's without `kata-`.
     pub name: &'static str,
-    tee: &'static str,
-    kernel: &'static str,
-    firmware: Option<&'static str>,
-    /// The first QEMU that has such machines.
-    pub(crate) qemu: (u32, u32),
-    architecture: &'static str,
+    machine: Machine,
 }
 
-/// All classes for which the shim can make machines. It has no remote hypervisor, so `kata-remote` is not among them.
-pub const CLASSES: [Class; 4] = [
+#[derive(Debug, Eq, PartialEq)]
+enum Machine {
+    /// QEMU on the node.
+    Here {
+        tee: &'static str,
+        kernel: &'static str,
+        firmware: Option<&'static str>,
+        /// The first QEMU that has such machines.
+        qemu: (u32, u32),
+        architecture: &'static str,
+    },
+    /// What an adaptor makes elsewhere.
+    Elsewhere,
+}
+
+/// All classes for which the shim can make machines.
+pub const CLASSES: [Class; 5] = [
     Class {
         name: "qemu-coco-dev",
-        tee: "none",
-        // The uncompressed kernel boots faster, and nobody measures this class.
-        kernel: "guest-image/vmlinux",
-        firmware: None,
-        qemu: (7, 2),
-        architecture: "x86_64",
+        machine: Machine::Here {
+            tee: "none",
+            // The uncompressed kernel boots faster, and nobody measures this class.
+            kernel: "guest-image/vmlinux",
+            firmware: None,
+            qemu: (7, 2),
+            architecture: "x86_64",
+        },
     },
     Class {
         name: "qemu-snp",
-        tee: "snp",
-        kernel: "guest-image/bzImage",
-        firmware: Some("firmware/snp.fd"),
-        qemu: (9, 1),
-        architecture: "x86_64",
+        machine: Machine::Here {
+            tee: "snp",
+            kernel: "guest-image/bzImage",
+            firmware: Some("firmware/snp.fd"),
+            qemu: (9, 1),
+            architecture: "x86_64",
+        },
     },
     Class {
         name: "qemu-tdx",
-        tee: "tdx",
-        kernel: "guest-image/bzImage",
-        firmware: Some("firmware/tdx.fd"),
-        qemu: (10, 1),
-        architecture: "x86_64",
+        machine: Machine::Here {
+            tee: "tdx",
+            kernel: "guest-image/bzImage",
+            firmware: Some("firmware/tdx.fd"),
+            qemu: (10, 1),
+            architecture: "x86_64",
+        },
     },
-    Class { name: "qemu-se", tee: "se", kernel: "se.img", firmware: None, qemu: (7, 2), architecture: "s390x" },
+    Class {
+        name: "qemu-se",
+        machine: Machine::Here { tee: "se", kernel: "se.img", firmware: None, qemu: (7, 2), architecture: "s390x" },
+    },
+    Class { name: "remote", machine: Machine::Elsewhere },
 ];
 
 impl Class {
@@ -59,10 +79,11 @@ impl Class {
 
     /// Why a release with this `share` folder, on this processor, can't offer the class, if it can't.
     pub(crate) fn missing(&self, share: &Path) -> Option<String> {
-        if self.architecture != std::env::consts::ARCH {
-            return Some(format!("it is for {}", self.architecture));
+        let Machine::Here { kernel, firmware, architecture, .. } = self.machine else { return None };
+        if architecture != std::env::consts::ARCH {
+            return Some(format!("it is for {architecture}"));
         }
-        let mut files = self.firmware.into_iter().chain([self.kernel]);
+        let mut files = firmware.into_iter().chain([kernel]);
         files.find(|file| !share.join(file).is_file()).map(|file| format!("the release has no share/{file}"))
     }
 
@@ -70,17 +91,30 @@ impl Class {
     pub(crate) fn configuration(&self, share: &str) -> String {
         let mut text = format!(
             "# Written by \"cocoon node install\", and replaced with the next version. Your own settings go into files\n\
-             # {}/*.toml.\n[hypervisor.qemu]\nkernel = \"{share}/{}\"\n\
-             initrd = \"{share}/guest-image/initramfs\"\ntee = \"{}\"\n",
+             # {}/*.toml.\n",
             self.settings(),
-            self.kernel,
-            self.tee
         );
-        if let Some(firmware) = self.firmware {
-            // Writing to memory can't fail.
-            let _ = writeln!(text, "firmware = \"{share}/{firmware}\"");
-        }
+        // Writing to memory can't fail.
+        let _ = match self.machine {
+            Machine::Here { tee, kernel, firmware, .. } => {
+                let firmware = firmware.map(|file| format!("firmware = \"{share}/{file}\"\n")).unwrap_or_default();
+                write!(
+                    text,
+                    "[hypervisor.qemu]\nkernel = \"{share}/{kernel}\"\ninitrd = \"{share}/guest-image/initramfs\"\n\
+                     tee = \"{tee}\"\n{firmware}"
+                )
+            }
+            Machine::Elsewhere => writeln!(text, "[hypervisor.remote]"),
+        };
         text
+    }
+
+    /// The first QEMU that has such machines, if they are QEMU's.
+    pub(crate) fn qemu(&self) -> Option<(u32, u32)> {
+        match self.machine {
+            Machine::Here { qemu, .. } => Some(qemu),
+            Machine::Elsewhere => None,
+        }
     }
 
     /// The folder on the node with the operator's own settings.
@@ -90,10 +124,10 @@ impl Class {
 
     /// What has to be switched on in the host's kernel, as a file there says, if the class needs hardware.
     pub(crate) fn switch(&self) -> Option<&'static str> {
-        match self.tee {
-            "snp" => Some("/sys/module/kvm_amd/parameters/sev_snp"),
-            "tdx" => Some("/sys/module/kvm_intel/parameters/tdx"),
-            "se" => Some("/sys/firmware/uv/prot_virt_host"),
+        match self.machine {
+            Machine::Here { tee: "snp", .. } => Some("/sys/module/kvm_amd/parameters/sev_snp"),
+            Machine::Here { tee: "tdx", .. } => Some("/sys/module/kvm_intel/parameters/tdx"),
+            Machine::Here { tee: "se", .. } => Some("/sys/firmware/uv/prot_virt_host"),
             _ => None,
         }
     }
@@ -112,9 +146,15 @@ mod tests {
             fs::write(&path, class.configuration("/opt/cocoon/versions/1/share")).unwrap();
             let config = shim::Config::load(Some(&path)).unwrap();
             let machine = &config.hypervisor.qemu;
-            assert!(machine.kernel.starts_with("/opt/cocoon/versions/1/share"), "{:?}", machine.kernel);
-            assert_eq!(machine.firmware.is_some(), class.firmware.is_some());
-            assert_eq!(format!("{:?}", machine.tee).to_lowercase(), class.tee);
+            match class.machine {
+                Machine::Here { tee, firmware, .. } => {
+                    assert!(machine.kernel.starts_with("/opt/cocoon/versions/1/share"), "{:?}", machine.kernel);
+                    assert_eq!(machine.firmware.is_some(), firmware.is_some());
+                    assert_eq!(format!("{:?}", machine.tee).to_lowercase(), tee);
+                }
+                Machine::Elsewhere => {}
+            }
+            assert_eq!(config.hypervisor.remote.is_some(), class.machine == Machine::Elsewhere);
 
             let settings = folder.path().join("etc");
             fs::create_dir(&settings).unwrap();

@@ -18,7 +18,7 @@ fn containerd_has_the_handlers_and_all_that_it_had_and_loses_them_again() {
 
         let outcome = node.install(&release).unwrap();
 
-        assert_eq!(outcome.handlers, ["kata-qemu-coco-dev"]);
+        assert_eq!(outcome.handlers, ["kata-qemu-coco-dev", "kata-remote"]);
         let left_out: Vec<_> = outcome.left_out.iter().map(|it| it.class).collect();
         assert_eq!(left_out, ["qemu-snp", "qemu-tdx", "qemu-se"], "{outcome:?}");
         let after = ground.dump();

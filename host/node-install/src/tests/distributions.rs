@@ -17,7 +17,7 @@ fn k3s_and_rke2_import_a_file_of_ours() {
 
         let outcome = install(&ground, &folder);
 
-        assert_eq!(outcome.handlers, ["kata-qemu-coco-dev"]);
+        assert_eq!(outcome.handlers, ["kata-qemu-coco-dev", "kata-remote"]);
         let dump = rancher.start(&ground);
         assert_eq!(runtimes(&dump)["kata-qemu-coco-dev"]["snapshotter"].as_str(), Some("cocoon"));
         let images = &dump["plugins"]["io.containerd.cri.v1.images"];
@@ -25,7 +25,7 @@ fn k3s_and_rke2_import_a_file_of_ours() {
         assert_eq!(runtimes(&dump)["runc"]["options"]["SystemdCgroup"].as_bool(), Some(true));
         assert!(!ground.at(&rancher.template("config-v3.toml.tmpl")).exists(), "there is no need for a template");
         assert!(ground.read(UNIT).contains(&format!("Before={}", rancher.place.services.join(" "))));
-        assert_eq!(ground.node().status().unwrap().handlers.names, ["kata-qemu-coco-dev"]);
+        assert_eq!(ground.node().status().unwrap().handlers.names, ["kata-qemu-coco-dev", "kata-remote"]);
         assert!(!install(&ground, &folder).changed);
 
         ground.node().uninstall().unwrap();
@@ -60,7 +60,7 @@ fn k3s_without_that_import_gets_a_template_or_more_in_the_one_that_it_has() {
         let dump = rancher.start(&ground);
         assert_eq!(runtimes(&dump)["kata-qemu-coco-dev"]["snapshotter"].as_str(), Some(""));
         assert_eq!(runtimes(&dump)["runc"]["options"]["SystemdCgroup"].as_bool(), Some(true));
-        assert_eq!(ground.node().status().unwrap().handlers.names, ["kata-qemu-coco-dev"]);
+        assert_eq!(ground.node().status().unwrap().handlers.names, ["kata-qemu-coco-dev", "kata-remote"]);
         assert!(!install(&ground, &folder).changed);
 
         ground.node().uninstall().unwrap();
@@ -111,7 +111,7 @@ fn k0s_gets_a_drop_in_unless_its_configuration_is_the_operator_s() {
                 assert_eq!(containerd["disable_snapshot_annotations"].as_bool(), Some(false));
             }
         }
-        assert_eq!(ground.node().status().unwrap().handlers.names, ["kata-qemu-coco-dev"]);
+        assert_eq!(ground.node().status().unwrap().handlers.names, ["kata-qemu-coco-dev", "kata-remote"]);
         assert!(!install(&ground, &folder).changed);
         ground.node().uninstall().unwrap();
         assert_eq!(ground.content(), untouched);

@@ -24,7 +24,7 @@ fn a_version_stays_while_a_pod_runs_from_it_and_goes_when_nobody_needs_it() {
     assert_eq!((status.current.as_deref(), status.previous.as_deref()), (Some(three.version()), Some(two.version())));
     let of_one = status.versions.iter().find(|it| it.version == one.version()).unwrap();
     assert_eq!(of_one.pods, ["pod-7"]);
-    assert_eq!(status.handlers.names, ["kata-qemu-coco-dev"]);
+    assert_eq!(status.handlers.names, ["kata-qemu-coco-dev", "kata-remote"]);
     assert!(status.containerd.starts_with("2."), "{}", status.containerd);
 
     let refused = node.uninstall().unwrap_err();
@@ -52,7 +52,7 @@ fn a_rollback_leads_to_the_version_before_and_back_again() {
     node.install(&one).unwrap();
     let of_one = ground.content();
     assert!(matches!(node.rollback(), Err(Error::NoPrevious)));
-    assert_eq!(node.install(&two).unwrap().handlers, ["kata-qemu-coco-dev", "kata-qemu-snp"]);
+    assert_eq!(node.install(&two).unwrap().handlers, ["kata-qemu-coco-dev", "kata-qemu-snp", "kata-remote"]);
     let of_two = ground.content();
     let mut pod = pod(&ground, "pod-8");
 
