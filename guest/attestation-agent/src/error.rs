@@ -225,6 +225,30 @@ mod tests {
     }
 
     #[test]
+    fn the_page_about_troubles_has_these_texts() {
+        let page = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/troubleshooting.md"));
+        let refused = |stage, call: &str, status, kind: &str| Error::Refused {
+            stage,
+            call: call.to_owned(),
+            status,
+            kind: kind.to_owned(),
+            detail: "no".to_owned(),
+        };
+        for error in [
+            Error::NoKbs,
+            Error::Unreachable {
+                stage: Stage::Auth,
+                call: "POST https://kbs/kbs/v0/auth".to_owned(),
+                cause: "connection refused".to_owned(),
+            },
+            refused(Stage::Attest, "POST https://kbs/kbs/v0/attest", 401, "RcarAttestFailed"),
+            refused(Stage::Resource, "GET https://kbs/kbs/v0/resource/default/key/1", 403, "PolicyDeny"),
+        ] {
+            assert!(page.contains(&format!("`{error}`")), "the page lacks: {error}");
+        }
+    }
+
+    #[test]
     fn only_a_refused_token_calls_for_a_new_one() {
         for (stage, status, kind, stale) in [
             (Stage::Resource, 401, "TokenVerifierError", true),

@@ -114,6 +114,14 @@ mod tests {
         assert_eq!(by_command_line(&meant, Some(&meant.digest())).unwrap(), Some(meant.clone()));
         let error = by_command_line(&changed, Some(&meant.digest())).unwrap_err().to_string();
         assert!(error.contains("nothing of it was applied"), "{error}");
+        // As the page about troubles has it, but for the digests.
+        let page = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/troubleshooting.md"));
+        let (begin, end) =
+            (error.split_once(&hex::encode(changed.digest())).unwrap().0, error.rsplit_once("; nothing").unwrap().1);
+        assert!(
+            page.contains(begin.trim_end()) && page.contains(&format!("`nothing{end}`")),
+            "the page lacks: {error}"
+        );
         assert!(by_command_line(&meant, Some(&meant.digest()[..31])).is_err());
         assert!(matches!(by_command_line(&meant, None), Err(Error::NoDigest)));
         assert!(matches!(bind(None, Some(meant.digest()), |_| unreachable!()), Err(Error::NoDisk)));

@@ -62,7 +62,7 @@ pub enum Error {
     GuestEnded(Box<ExitReason>),
     /// The guest's kernel panicked and did not end the VM.
     #[error(
-        "boot: the guest did not come up: kernel panic: {0}; next: look at the guest's console with RUST_LOG=console=debug"
+        "boot: the guest did not come up: kernel panic: {0}; next: see the end of its console with \"cocoon doctor\""
     )]
     GuestPanicked(String),
     /// The guest was not ready in time.
@@ -110,6 +110,8 @@ impl ExitReason {
     fn after_refusal(&self) -> &'static str {
         if self.stderr.iter().any(|line| line.contains("is too large")) {
             "give the guest more memory"
+        } else if self.stderr.iter().any(|line| line.contains("Cannot allocate memory") || line.contains("phys-bits too low")) {
+            "give the pod less memory, or the node more"
         } else {
             "check the guest image, and that QEMU is 7.2 or newer"
         }
@@ -126,7 +128,7 @@ impl ExitReason {
         } else if said("unable to mount root") || said("Unable to mount root") || said("No working init") {
             "check that the initramfs is the guest image's own"
         } else {
-            "look at the guest's console with RUST_LOG=console=debug"
+            "see the end of its console with \"cocoon doctor\""
         }
     }
 }
@@ -196,7 +198,7 @@ mod tests {
             ),
             (
                 reason(None, &["hello"]),
-                "the VM was shut down (its console says \"hello\"); next: look at the guest's console with RUST_LOG=console=debug",
+                "the VM was shut down (its console says \"hello\"); next: see the end of its console with \"cocoon doctor\"",
             ),
         ] {
             let error = Error::GuestEnded(Box::new(reason)).to_string();

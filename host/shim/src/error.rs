@@ -54,11 +54,11 @@ pub enum Error {
     #[error("{request}: the guest did not answer within {seconds} s; next: {next}")]
     Timeout { request: &'static str, seconds: u64, next: &'static str },
     #[error(
-        "{request}: the guest's agent closed the connection; next: look at the guest's console in containerd's log"
+        "{request}: the guest's agent closed the connection; next: see the end of the guest's console with \"cocoon doctor\""
     )]
     Closed { request: &'static str },
     #[error(
-        "health: the guest has answered nothing for {seconds} s, {cause}; next: look at its last lines with \"cocoon doctor\"",
+        "health: the guest has answered nothing for {seconds} s, {cause}; next: see its last lines with \"cocoon doctor\"",
         cause = if *.stopped { "and its machine's process is stopped by a signal" } else { "and the host did not keep it waiting" }
     )]
     Hung { seconds: u64, stopped: bool },
@@ -100,7 +100,7 @@ impl Error {
                 "raise create_container_timeout, or the annotation \
                  io.katacontainers.config.runtime.create_container_timeout, if the image takes that long"
             }
-            _ => "look at the guest's console in containerd's log",
+            _ => "see the end of the guest's console with \"cocoon doctor\"",
         };
         Self::Timeout { request, seconds, next }
     }
@@ -150,6 +150,60 @@ const MAX_MESSAGE: usize = 4000;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_page_about_troubles_has_these_texts() {
+        let page = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/troubleshooting.md"));
+        let missing = || io::Error::from_raw_os_error(2);
+        let kernel = || "/opt/cocoon/current/share/guest-image/vmlinux".into();
+        let machine = |error: hypervisor::Error| Error::Sandbox(error.into());
+        let ended = |reason| machine(hypervisor::Error::GuestEnded(Box::new(reason)));
+        let panic = |cause: &str| hypervisor::ExitReason {
+            status: std::process::ExitStatus::default(),
+            kernel_panic: Some(cause.to_owned()),
+            stderr: Vec::new(),
+            console: Vec::new(),
+        };
+        let killed = hypervisor::ExitReason {
+            status: std::os::unix::process::ExitStatusExt::from_raw(9),
+            kernel_panic: None,
+            ..panic("")
+        };
+        let wrong = "initdata: the document on the disk has digest";
+        let unruly = "CreateContainerRequest is blocked by policy: rule data.agent_policy.CreateContainerRequest is not \
+                      defined, so it is denied by default; next: add the rule to policy.rego in the pod's initdata";
+        for error in [
+            machine(hypervisor::Error::QemuMissing),
+            machine(hypervisor::Error::File { what: "kernel", path: kernel(), source: missing() }),
+            machine(hypervisor::Error::KvmUnusable("/dev/kvm is missing".to_owned())),
+            machine(hypervisor::Error::TeeWithoutKvm),
+            machine(hypervisor::Error::GuestSilent {
+                after: Duration::from_secs(60),
+                last_line: "random: crng init done".to_owned(),
+            }),
+            ended(panic("System is deadlocked on memory")),
+            ended(panic("VFS: Unable to mount root fs on unknown-block(0,0)")),
+            Error::Sandbox(sandbox::Error::Firmware),
+            Error::Sandbox(sandbox::Error::Refused(wrong.to_owned())),
+            Error::Config {
+                path: "/etc/cocoon/configuration.toml".into(),
+                reason: "unknown field \"default_memroy\"".to_owned(),
+            },
+            Error::Annotation { name: crate::annotations::INITDATA.to_owned(), reason: "is no base64".to_owned() },
+            Error::Unsupported("the host's network (hostNetwork)"),
+            Error::Denied { request: "CreateContainer", message: unruly.to_owned() },
+            Error::timeout("CreateContainer", 300),
+            Error::Closed { request: "Check" },
+            Error::Ended(panic("Out of memory: compulsory panic_on_oom is enabled").to_string()),
+            Error::Ended(killed.to_string()),
+            Error::Hung { seconds: 180, stopped: false },
+            Error::Hung { seconds: 180, stopped: true },
+        ] {
+            let text = error.told();
+            assert!(page.contains(&format!("`{text}`")), "the page lacks: {text}");
+            assert!(text.len() < 4096);
+        }
+    }
 
     #[test]
     fn a_long_message_is_cut_where_a_character_ends() {

@@ -8,6 +8,20 @@ fn decide(rules: &str, input: serde_json::Value) -> Result<(), String> {
 }
 
 #[test]
+fn the_page_about_troubles_has_these_texts() {
+    let page = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/troubleshooting.md"));
+    for (request, rules) in [
+        ("CreateContainerRequest", ""),
+        ("CreateContainerRequest", "CreateContainerRequest if input.images[0] == \"other\""),
+        ("ExecProcessRequest", "default ExecProcessRequest := false"),
+    ] {
+        let policy = Policy::parse(&format!("package agent_policy\n{rules}")).unwrap();
+        let denial = policy.decide(request, serde_json::json!({"images": []})).unwrap_err().to_string();
+        assert!(page.contains(&format!("{denial}`")), "the page lacks: {denial}");
+    }
+}
+
+#[test]
 fn only_true_and_an_allowing_object_are_a_yes() {
     for (rules, refusal) in [
         ("ExecProcessRequest := true", None),

@@ -268,6 +268,20 @@ mod tests {
     }
 
     #[test]
+    fn the_page_about_troubles_has_these_texts() {
+        let page = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/troubleshooting.md"));
+        let registry = || "registry.example".to_owned();
+        for error in [
+            RegistryError::NotFound { registry: registry(), path: "manifests/v1".to_owned() },
+            RegistryError::Denied { registry: registry(), cause: "401 Unauthorized".to_owned() },
+            RegistryError::Unreachable { registry: registry(), cause: "connection refused".to_owned() },
+            RegistryError::Digest { registry: registry(), cause: "sha256:aa, not sha256:bb".to_owned() },
+        ] {
+            assert!(page.contains(&format!("`{error}`")), "the page lacks: {error}");
+        }
+    }
+
+    #[test]
     fn every_attempt_is_told() {
         let missing = |host: &str| Attempt {
             source: format!("{host}/x:v1"),
