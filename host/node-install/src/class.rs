@@ -176,6 +176,16 @@ mod tests {
             };
             assert_eq!(value("handler:"), value("name:"));
             assert_eq!(entry.path().file_stem().unwrap().to_str().unwrap(), value("name:"));
+            // What the machine has beyond the containers' limits, and something for whoever runs it.
+            let defaults = shim::Config::default().hypervisor.qemu;
+            let (memory, cpu) = (value("memory:"), value("cpu:"));
+            let memory: u32 = memory.strip_suffix("Mi").unwrap().parse().unwrap();
+            let cpu = match cpu.strip_suffix('m') {
+                Some(thousandths) => thousandths.parse::<f64>().unwrap() / 1000.0,
+                None => cpu.trim_matches('"').parse().unwrap(),
+            };
+            let is_here = CLASSES.iter().any(|class| class.handler() == value("handler:") && class.qemu().is_some());
+            assert!(!is_here || memory > defaults.overhead_memory && cpu > defaults.overhead_vcpus, "{text}");
             found.push(value("handler:"));
         }
         found.sort();
