@@ -16,7 +16,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use cri::{ImageServiceClient, RuntimeServiceClient};
@@ -131,6 +131,15 @@ impl Node {
         self.images().pull_image(request).await.map(drop)
     }
 
+    /// What containerd's own client says to a question about pods.
+    ///
+    /// # Panics
+    /// If it fails.
+    pub fn ctr(&self, arguments: &[&str]) -> String {
+        let said = self.containerd().ctr(&self.namespaces, arguments);
+        said.unwrap_or_else(|| panic!("ctr {arguments:?} fails"))
+    }
+
     /// Whether containerd has an image.
     ///
     /// # Panics
@@ -200,7 +209,7 @@ impl Node {
     /// # Panics
     /// If it does not start.
     pub async fn restart_containerd(&self) {
-        self.containerd.lock().unwrap().restart("TERM", &self.namespaces);
+        self.containerd().restart("TERM", &self.namespaces);
         self.reconnect().await;
     }
 
@@ -209,7 +218,7 @@ impl Node {
     /// # Panics
     /// If it does not start.
     pub async fn crash_containerd(&self) {
-        self.containerd.lock().unwrap().restart("KILL", &self.namespaces);
+        self.containerd().restart("KILL", &self.namespaces);
         self.reconnect().await;
     }
 
@@ -253,7 +262,7 @@ impl Node {
 
     /// containerd's process, as the host numbers it.
     pub fn containerd_pid(&self) -> u32 {
-        self.containerd.lock().unwrap().pid()
+        self.containerd().pid()
     }
 
     /// Ends a process of the node at once, as a crash does, and waits for its end.
@@ -274,7 +283,7 @@ impl Node {
 
     /// What containerd said so far.
     pub fn log(&self) -> String {
-        self.containerd.lock().unwrap().log()
+        self.containerd().log()
     }
 
     /// Looks after each of containerd's events until `look` finds something or `limit` has passed.
@@ -315,6 +324,11 @@ impl Node {
                 events.send_replace(());
             }
         });
+    }
+
+    /// Of a case that has failed meanwhile, too.
+    fn containerd(&self) -> MutexGuard<'_, Service> {
+        self.containerd.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn runtime(&self) -> RuntimeServiceClient<Channel> {
@@ -414,8 +428,8 @@ fn trust(registry: &Registry, folder: &Path) {
     fs::create_dir_all(&place).unwrap();
     fs::write(place.join("ca.crt"), registry.certificate()).unwrap();
     let text = format!(
-        "server = \"https://{host}\"\n[host.\"https://{host}\"]\ncapabilities = [\"pull\", \"resolve\"]\nca = \"{}\"\n",
-        place.join("ca.crt").display()
+        "server = \"https://{host}\"\nca = \"{ca}\"\n[host.\"https://{host}\"]\ncapabilities = [\"pull\", \"resolve\"]\nca = \"{ca}\"\n",
+        ca = place.join("ca.crt").display()
     );
     fs::write(place.join("hosts.toml"), text).unwrap();
 }

@@ -60,6 +60,29 @@ impl Registry {
         Some((port, server))
     }
 
+    /// From now on it answers only to the account that is returned, as `user:password`.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub fn demand_account(&self) -> &'static str {
+        let accounts = self.folder.join("htpasswd");
+        fs::write(&accounts, HTPASSWD).unwrap();
+        let configuration = self.folder.join("config.yml");
+        let text = fs::read_to_string(&configuration).unwrap();
+        let access = format!("auth:\n  htpasswd:\n    realm: lab\n    path: {}\n", accounts.display());
+        fs::write(configuration, text + &access).unwrap();
+        self.crash_and_restart();
+        ACCOUNT
+    }
+
+    /// Loses all images of a name.
+    ///
+    /// # Panics
+    /// If it has none.
+    pub fn forget(&self, name: &str) {
+        fs::remove_dir_all(self.data().join("docker/registry/v2/repositories").join(name)).unwrap();
+    }
+
     /// Pushes an OCI layout and returns the reference under which guests find it, with its digest.
     ///
     /// # Panics
@@ -148,5 +171,8 @@ fn run_server(folder: &Path) -> Daemon {
 }
 
 const ATTEMPTS: usize = 5;
+const ACCOUNT: &str = "me:secret";
+/// That account, by bcrypt.
+const HTPASSWD: &str = "me:$2b$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a\n";
 const READY: &str = "listening on";
 const LIMIT: Duration = Duration::from_secs(30);

@@ -147,5 +147,5 @@ pub(super) const SOCKET: &str = "/run/containerd/containerd.sock";
 /// Where they are in the node.
 const PROGRAMS: &str = "/usr/local/bin";
 const CONFIGURATION: &str = "/etc/containerd/config.toml";
-const CNI_PLUGINS: &str = "/usr/lib/cni";
+const CNI_PLUGINS: &str = "/opt/cni/bin";
 const LIMIT: Duration = Duration::from_secs(60);

@@ -124,7 +124,8 @@ mount -t overlay -o lowerdir=/etc,upperdir=/run/etc,workdir=/run/etc-work overla
 mkdir /run/bin /run/bin-work
 mount -t overlay -o lowerdir=/usr/local/bin,upperdir=/run/bin,workdir=/run/bin-work overlay /usr/local/bin
 mount -t tmpfs -o mode=755 tmpfs /opt
-mkdir -p /var/lib/cni
+mkdir -p /opt/cni/bin /var/lib/cni
+ln -s /usr/lib/cni/* /opt/cni/bin
 mount -t tmpfs -o mode=755 tmpfs /var/lib/cni
 ip link set lo up
 ip address add \"$2/32\" dev lo

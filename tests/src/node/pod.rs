@@ -107,6 +107,24 @@ impl<'a> PodSpec<'a> {
         self
     }
 
+    /// Bounds the memory of all of its processes on the node, as a kubelet does for a pod with limits.
+    ///
+    /// # Panics
+    /// If it can't be bounded.
+    pub fn bounded(self, bytes: u64) -> Self {
+        let group = &self.config.linux.as_ref().unwrap().cgroup_parent[1..];
+        let mut bounded = false;
+        // A group in the one for processors would be one that nobody can enter.
+        for tree in hierarchies().into_iter().filter(|tree| !tree.join("cpuset.cpus").exists()) {
+            fs::create_dir_all(tree.join(group)).unwrap();
+            for limit in ["memory.limit_in_bytes", "memory.max"].map(|file| tree.join(group).join(file)) {
+                bounded |= limit.exists() && fs::write(limit, bytes.to_string()).is_ok();
+            }
+        }
+        assert!(bounded, "no hierarchy bounds memory");
+        self
+    }
+
     /// Runs it.
     ///
     /// # Panics

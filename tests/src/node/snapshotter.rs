@@ -29,7 +29,9 @@ impl<'a> Snapshotter<'a> {
     /// # Panics
     /// If it does not start.
     pub fn wipe_and_restart(&self) {
-        self.crash(|| fs::remove_dir_all(self.node.folder.join("snapshotter")).unwrap());
+        self.kill();
+        fs::remove_dir_all(self.node.folder.join("snapshotter")).unwrap();
+        self.start_again();
     }
 
     /// Ends it at once, as a crash does, and starts it again.
@@ -37,16 +39,27 @@ impl<'a> Snapshotter<'a> {
     /// # Panics
     /// If it does not start.
     pub fn crash_and_restart(&self) {
-        self.crash(|| {});
+        self.kill();
+        self.start_again();
     }
 
-    fn crash(&self, meanwhile: impl FnOnce()) {
+    /// Ends it at once.
+    ///
+    /// # Panics
+    /// If it does not run.
+    pub fn kill(&self) {
         let mut process = self.process.lock().unwrap();
         // Ours is nsenter, which passes no signal on.
         run("kill", ["-KILL", &processes::child_of(process.pid()).to_string()]);
         process.ended(LIMIT);
-        meanwhile();
-        *process = serve(self.node);
+    }
+
+    /// Starts it after [`Self::kill`].
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub fn start_again(&self) {
+        *self.process.lock().unwrap() = serve(self.node);
     }
 
     /// Its process, as the host numbers it.

@@ -79,6 +79,17 @@ impl Session {
         (output, errors, code)
     }
 
+    /// Reads until the connection is over, and returns all that came: of a port, also why it can't be had.
+    ///
+    /// # Panics
+    /// If it is not over within `limit`.
+    pub async fn closed(mut self, limit: Duration) -> String {
+        let read = tokio::time::timeout(limit, async { while self.receive().await {} }).await;
+        let output = self.output();
+        assert!(read.is_ok(), "not over within {limit:?}: {output}");
+        output
+    }
+
     async fn message(&mut self, channel: u8, data: &[u8]) {
         self.socket.send(Message::binary([&[channel], data].concat())).await.unwrap();
     }

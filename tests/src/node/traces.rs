@@ -55,10 +55,20 @@ impl Node {
         }
     }
 
+    /// Lets the day pass for which containerd holds what it was making when it was killed.
+    ///
+    /// # Panics
+    /// If it does not answer.
+    pub fn expire_leases(&self) {
+        for lease in self.ctr(&["leases", "ls", "-q"]).lines() {
+            self.ctr(&["leases", "delete", "--sync", lease]);
+        }
+    }
+
     /// Containers, tasks and snapshots of containers that containerd keeps.
     fn records(&self) -> Vec<String> {
         let mut left = Vec::new();
-        let ask = |arguments: &[&str]| self.containerd.lock().unwrap().ctr(&self.namespaces, arguments);
+        let ask = |arguments: &[&str]| self.containerd().ctr(&self.namespaces, arguments);
         for kind in ["containers", "tasks"] {
             let ids = ask(&[kind, "ls", "-q"]).unwrap_or_default();
             left.extend(ids.lines().map(|id| format!("{kind} {id}")));
@@ -79,6 +89,7 @@ impl Node {
             PathBuf::from("/run/cocoon"),
             "/run/netns".into(),
             "/run/tmp".into(),
+            "/var/lib/cni/results".into(),
             state("s"),
             state("fifo"),
             state("io.containerd.runtime.v2.task/k8s.io"),
@@ -89,6 +100,7 @@ impl Node {
             self.folder.join("root/io.containerd.runtime.v2.task/k8s.io"),
             self.folder.join("root/tmpmounts"),
             self.folder.join("addresses/lab"),
+            self.folder.join("snapshotter/unpacking"),
         ];
         // What the node itself keeps begins with a dot.
         let of_nobody = |name: &str| name.starts_with("last_reserved_ip") || name == "lock" || name.starts_with('.');

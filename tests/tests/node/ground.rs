@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tests::node::{Cocoon, Containerd, Node, PodSpec};
 use tests::{Image, InitDataFiles, Lab, Registry, example_policy};
+use tonic::Status;
 
 /// A node for confidential pods.
 pub struct Ground {
@@ -44,10 +45,41 @@ impl Ground {
         self.node.pod(name).handler("cocoon").annotation(INITDATA, &self.initdata)
     }
 
+    /// Initdata with the policy that allows everything to several images.
+    pub fn initdata_for(&self, name: &str, images: &[&str]) -> String {
+        let digests: Vec<_> = images.iter().map(|image| image.split_once('@').unwrap().1).collect();
+        let policy = example_policy("debug", &format!("@{}", digests.join("\", \"")));
+        InitDataFiles::without_trustee(policy, &self.registry).annotation(&self.lab, name)
+    }
+
+    /// Expects that a pod does not run, that the reason has these words and fits into an event, and that nothing is left.
+    pub async fn expect_refused(&self, pod: PodSpec<'_>, words: &[&str]) {
+        let Err(refused) = pod.try_run().await else { panic!("it runs, without {words:?}") };
+        expect_words(&refused, words);
+        self.expect_clean().await;
+    }
+
+    /// Expects that an ordinary pod runs and goes.
+    pub async fn expect_working(&self) {
+        let pod = self.pod("working").run().await;
+        pod.container("app", &self.image).start().await.said("the image", LIMIT).await;
+        pod.remove().await;
+        self.expect_clean().await;
+    }
+
     /// Expects that pods have left nothing on the node.
     pub async fn expect_clean(&self) {
         assert_eq!(self.node.leftovers().await, [""; 0]);
         assert_eq!(self.node.pods().await, [""; 0]);
+    }
+}
+
+/// Expects these words in a refusal that fits into an event.
+pub fn expect_words(refusal: &Status, words: &[&str]) {
+    let message = refusal.message();
+    assert!(message.len() < 4096, "{message}");
+    for word in words {
+        assert!(message.contains(word), "no {word:?} in {message}");
     }
 }
 
