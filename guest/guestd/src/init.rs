@@ -32,7 +32,8 @@ pub(crate) fn mount_file_systems() -> Result<(), Error> {
         nix::unistd::chdir("/")
     })?;
 
-    attach("tmpfs", "/run", "tmpfs", MsFlags::MS_NOSUID | MsFlags::MS_NODEV, "mode=0755,size=75%")?;
+    let room = format!("mode=0755,size={}", room_for_files());
+    attach("tmpfs", "/run", "tmpfs", MsFlags::MS_NOSUID | MsFlags::MS_NODEV, &room)?;
     attach("tmpfs", "/tmp", "tmpfs", MsFlags::MS_NOSUID | MsFlags::MS_NODEV, "mode=1777")?;
     attach("devpts", "/dev/pts", "devpts", MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC, "mode=0620,ptmxmode=0666")?;
     attach("tmpfs", "/dev/shm", "tmpfs", MsFlags::MS_NOSUID | MsFlags::MS_NODEV, "mode=1777")?;
@@ -59,6 +60,20 @@ pub(crate) fn mount_config_fs() -> Result<(), Error> {
     }
     let plain = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     step(CONFIG, || mount(Some("configfs"), CONFIG, Some("configfs"), plain, NONE))
+}
+
+/// How large the file system may become that images and volumes in memory are in: three quarters of what is left beside kernel
+/// and initramfs. An image that does not fit then fails by itself; of the machine's whole memory it would take so much that
+/// the kernel had to kill containers.
+fn room_for_files() -> String {
+    let left = fs::read_to_string("/proc/meminfo").ok().and_then(|text| available(&text));
+    left.map_or_else(|| "50%".to_owned(), |kib| format!("{}k", kib / 4 * 3))
+}
+
+/// The available memory in KiB, by the kernel's own estimate.
+fn available(meminfo: &str) -> Option<u64> {
+    let value = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    value.trim().strip_suffix(" kB")?.parse().ok()
 }
 
 /// Ends the virtual machine. Never returns: where the kernel refuses, PID 1 has nothing left to do but to stay.
@@ -107,3 +122,16 @@ const NEW_ROOT: &str = "/newroot";
 /// Made by the kernel when it has configfs.
 const CONFIG: &str = "/sys/kernel/config";
 const CGROUPS: &str = "/sys/fs/cgroup";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_have_room_in_what_memory_is_left() {
+        assert_eq!(available("MemTotal:  250000 kB\nMemFree: 9 kB\nMemAvailable:     180000 kB\n"), Some(180_000));
+        for broken in ["", "MemAvailable: lots kB\n", "MemAvailable: 7\n"] {
+            assert_eq!(available(broken), None, "{broken:?}");
+        }
+    }
+}
