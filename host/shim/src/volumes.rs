@@ -83,8 +83,8 @@ impl Volumes {
         }
         if let Some(name) = empty_dir(&source) {
             let storage = match (memory_size(&source), mode) {
-                (Some(size), _) => in_memory(name, size, &source),
-                (None, EmptyDirMode::SharedFs) => local(name, sandbox, &source),
+                (Some(size), _) => in_memory(&name, size, &source),
+                (None, EmptyDirMode::SharedFs) => local(&name, sandbox, &source),
                 (None, block) => {
                     let encrypted = block == EmptyDirMode::BlockEncrypted;
                     self.add_disk(mount, Content::EmptyDir { encrypted, group: group(&source) });
@@ -147,8 +147,19 @@ fn target(container: &str, destination: &str) -> String {
 }
 
 /// The name of the volume that this is, if it is a folder for a pod's containers.
-fn empty_dir(source: &Path) -> Option<&str> {
-    within(source, "kubernetes.io~empty-dir").then(|| source.file_name()?.to_str()).flatten()
+///
+/// A part of such a folder (`subPath`) is a volume too, the same one for all who have that part.
+fn empty_dir(source: &Path) -> Option<String> {
+    let name = |path: &Path| Some(path.file_name()?.to_str()?.to_owned());
+    if within(source, EMPTY_DIRS) {
+        return name(source);
+    }
+    // Below the pod's folder: volume-subpaths, the volume, the container, a number.
+    let (volume, parts, pod) = (source.ancestors().nth(2)?, source.ancestors().nth(3)?, source.ancestors().nth(4)?);
+    let volume = name(volume).filter(|_| parts.ends_with("volume-subpaths"))?;
+    let is_part = pod.join("volumes").join(EMPTY_DIRS).join(&volume).is_dir();
+    let part = fs::metadata(source).ok().filter(|part| is_part && part.is_dir())?;
+    Some(format!("{volume}-{}", part.ino()))
 }
 
 fn within(source: &Path, folder: &str) -> bool {
@@ -206,6 +217,7 @@ const TERMINATION_PATH: &str = "io.kubernetes.container.terminationMessagePath";
 /// Volumes that Kubernetes changes under a running container.
 const WATCHED: [&str; 4] =
     ["kubernetes.io~configmap", "kubernetes.io~secret", "kubernetes.io~projected", "kubernetes.io~downward-api"];
+const EMPTY_DIRS: &str = "kubernetes.io~empty-dir";
 const TMPFS: u64 = 0x0102_1994;
 
 #[cfg(test)]
@@ -282,6 +294,28 @@ mod tests {
         let disk = DiskVolume { source: cache, content };
         assert_eq!(on_disk.disks, [(2, disk.clone()), (3, disk)]);
         assert!(on_disk.storages.is_empty() && on_disk.copies == volumes.copies);
+    }
+
+    #[test]
+    fn a_part_of_a_shared_folder_is_one_volume_for_all_who_have_it() {
+        let pod = tempfile::tempdir().unwrap();
+        let made = |path: &str| {
+            let path = pod.path().join(path);
+            fs::create_dir_all(&path).unwrap();
+            path
+        };
+        made("volumes/kubernetes.io~empty-dir/scratch");
+        made("volumes/kubernetes.io~configmap/settings");
+        let part = made("volume-subpaths/scratch/app/0");
+        let name = empty_dir(&part).unwrap();
+        assert_eq!(name, format!("scratch-{}", fs::metadata(&part).unwrap().ino()));
+        assert_ne!(empty_dir(&made("volume-subpaths/scratch/app/1")).unwrap(), name);
+        // Parts of what Kubernetes writes are copied.
+        assert_eq!(empty_dir(&made("volume-subpaths/settings/app/0")), None);
+        let file = pod.path().join("volume-subpaths/scratch/app/file");
+        fs::write(&file, "").unwrap();
+        assert_eq!(empty_dir(&file), None);
+        assert_eq!(empty_dir(Path::new("/")), None);
     }
 
     #[test]

@@ -2,7 +2,11 @@
 
 use std::os::unix::fs::symlink;
 
+use hyper::Method;
+use hyper::body::Bytes;
+
 use super::*;
+use crate::direct_volumes;
 
 #[tokio::test]
 async fn a_config_map_is_copied_and_follows_its_changes() {
@@ -80,4 +84,24 @@ async fn last_words_are_there_when_the_end_is_told() {
     lab.agent.exit("web", "", 0);
     while lab.containerd.next().await != "/tasks/exit web 0" {}
     assert_eq!(fs::read_to_string(&log).unwrap(), "last words of web");
+}
+
+#[tokio::test]
+async fn storage_drivers_are_told_what_is_wrong_with_their_questions() {
+    let lab = Lab::with_pod().await;
+    let ask = async |method: Method, path: &str, query: &str| {
+        let (path, query) = (path.to_owned(), query.to_owned());
+        direct_volumes::answer(&lab.shim, &::management::Request { method, path, query, body: Bytes::new() }).await
+    };
+    for (method, path, query, status, said) in [
+        (Method::GET, "/direct-volume/stats", "", 400, "path is missing"),
+        (Method::POST, "/direct-volume/stats", "path=%%", 400, "path is missing"),
+        (Method::POST, "/direct-volume/stats", "path=L2RhdGE%3D", 404, "a disk of this pod for the volume /data"),
+        (Method::POST, "/direct-volume/resize", "", 501, "can't grow; next:"),
+        (Method::DELETE, "/direct-volume/stats", "", 405, "only GET and POST"),
+    ] {
+        let (found, text) = ask(method, path, query).await.unwrap();
+        assert!(found == status && text.contains(said), "{path}?{query}: {found} {text}");
+    }
+    assert!(ask(Method::GET, "/direct-volume", "").await.is_none());
 }

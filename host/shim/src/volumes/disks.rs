@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -47,8 +47,8 @@ pub(crate) struct Disks {
     sandbox: String,
     folder: PathBuf,
     assignments: Assignments,
-    /// The guest's path to each, by what containerd mounts. Held while one is attached.
-    attached: sync::Mutex<BTreeMap<PathBuf, String>>,
+    /// The guest's path to each, by its [`DiskVolume::key`]. Held while one is attached.
+    attached: sync::Mutex<BTreeMap<String, String>>,
     /// What is to be undone when the machine has ended.
     left: Mutex<Vec<Left>>,
 }
@@ -71,8 +71,9 @@ impl Disks {
     /// # Errors
     /// [`Error::Volume`], [`Error::Sandbox`]; with nothing left behind.
     pub(crate) async fn attach(&self, machine: &Machine, volume: &DiskVolume) -> Result<Storage, Error> {
+        let key = volume.key()?;
         let mut attached = self.attached.lock().await;
-        if let Some(path) = attached.get(&volume.source) {
+        if let Some(path) = attached.get(&key) {
             return Ok(volume.storage(path));
         }
         let (disk, left) = self.prepare(volume, attached.len())?;
@@ -80,7 +81,7 @@ impl Disks {
             Ok(disk) => {
                 let path = disk.pci_path();
                 let storage = volume.storage(&path);
-                attached.insert(volume.source.clone(), path);
+                attached.insert(key, path);
                 self.left().push(left);
                 Ok(storage)
             }
@@ -91,9 +92,9 @@ impl Disks {
         }
     }
 
-    /// Where the guest has a volume, if its disk is attached.
+    /// Where the guest has a volume that a storage driver has assigned a device to, if the disk is attached.
     pub(crate) async fn guest_path(&self, volume: &Path) -> Option<String> {
-        self.attached.lock().await.get(volume).map(|path| mount_point(path))
+        self.attached.lock().await.get(&volume.display().to_string()).map(|path| mount_point(path))
     }
 
     /// Removes what disks left on the host. The machine has ended.
@@ -148,6 +149,17 @@ impl Disks {
 }
 
 impl DiskVolume {
+    /// What is the same for all mounts of the volume: the folder that an emptyDir is, whatever path leads to it.
+    fn key(&self) -> Result<String, Error> {
+        match &self.content {
+            Content::EmptyDir { .. } => {
+                let folder = fs::metadata(&self.source).map_err(|error| unusable(&self.source, error))?;
+                Ok(format!("{}:{}", folder.dev(), folder.ino()))
+            }
+            Content::Assigned(_) => Ok(self.source.display().to_string()),
+        }
+    }
+
     /// What the guest does with the disk at `path`.
     fn storage(&self, path: &str) -> Storage {
         let mut storage = Storage {
@@ -243,7 +255,6 @@ const LARGEST: u64 = (16 << 40) - ALIGNMENT;
 mod tests {
     use super::*;
     use crate::machine::{Owner, Wish};
-    use std::os::unix::fs::MetadataExt as _;
     use std::os::unix::net::UnixStream;
     use wire_ttrpc::agent_ttrpc::AgentServiceClient;
     use wire_ttrpc::health_ttrpc::HealthClient;
