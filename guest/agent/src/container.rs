@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::process::Signal;
+use tokio::sync::RwLock;
 use wire_ttrpc::agent::ExecProcessRequest;
 use zeroize::Zeroizing;
 
@@ -31,6 +32,13 @@ pub(crate) struct Container {
     volumes: Mutex<Held>,
     started: Mutex<bool>,
     commands: Mutex<HashMap<Id, Command>>,
+    /// Held while a command enters; closed before what belongs to the container is removed.
+    entrance: RwLock<Entrance>,
+}
+
+enum Entrance {
+    Open,
+    Closed,
 }
 
 /// What a container occupies in the guest, from the moment its creation begins.
@@ -127,6 +135,7 @@ impl Container {
             volumes: Mutex::default(),
             started: Mutex::new(false),
             commands: Mutex::new(HashMap::new()),
+            entrance: RwLock::new(Entrance::Open),
         }
     }
 
@@ -195,6 +204,10 @@ impl Container {
         let described = spec::process(process, request.string_user.as_ref(), &ImageProcess::default(), &rootfs)?;
         // The environment may have secrets in it.
         let described = Zeroizing::new(described.to_string().into_bytes());
+        let entrance = self.entrance.read().await;
+        if let Entrance::Closed = *entrance {
+            return Err(Fault::State(format!("container {} is being removed", self.id)));
+        }
         self.expect_running()?;
         self.reserve(&exec)?;
         let place = Place { first: self.init.descriptor(), group: self.home.cgroup.path() };
@@ -257,6 +270,8 @@ impl Container {
                 .map_err(|_| Fault::State(format!("container {} did not end within {} s", self.id, limit.as_secs())))?,
             None => self.init.ended().await,
         };
+        // A command that is about to enter may do so after the others were killed, and would outlive them.
+        *self.entrance.write().await = Entrance::Closed;
         self.home.clear(images).await;
         Ok(())
     }

@@ -77,6 +77,17 @@ pub(crate) async fn a_pod_shares_names_memory_and_processes() {
     lab.signal("c3", "", 15).await.unwrap();
     assert_eq!((lab.wait("c3", "").await, lab.wait("c3", "other").await), (143, 137));
 
+    // A command that enters a container while that is removed ends with it, or finds it gone.
+    for number in 0..10 {
+        let id = format!("r{number}");
+        lab.create(&id, &["/app", PROGRAM, "stay"], |_| {}).await.unwrap();
+        lab.start_container(&id).await.unwrap();
+        let command = ["/app", PROGRAM, "stay"];
+        let (removed, _) = tokio::join!(lab.remove(&id, 30), lab.exec(&id, "late", &command, false));
+        removed.unwrap();
+        lab.assert_clean(&id);
+    }
+
     // The pod's processes end with the sandbox container, and a new one takes their place.
     lab.create("c4", &["/app", PROGRAM, "stay"], |_| {}).await.unwrap();
     lab.start_container("c4").await.unwrap();
