@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use protobuf::MessageField;
-use wire_ttrpc::agent::{CopyFileRequest, CreateContainerRequest, CreateSandboxRequest, ExecProcessRequest, Storage};
+use wire_ttrpc::agent::{
+    CopyFileRequest, CreateContainerRequest, CreateSandboxRequest, Device, ExecProcessRequest, Storage,
+};
 use wire_ttrpc::oci;
 
 use super::*;
@@ -184,6 +186,39 @@ fn the_host_changes_nothing_under_the_strict_policy() {
         let mut asked = Asked::new();
         change(&mut asked);
         assert!(asked.ask(&policy).is_err(), "{what}");
+    }
+}
+
+#[test]
+fn a_disk_of_the_node_is_only_for_what_the_guest_encrypts() {
+    let disk = |driver_options: &[&str]| Storage {
+        driver: "blk".into(),
+        driver_options: driver_options.iter().map(ToString::to_string).collect(),
+        ..Default::default()
+    };
+    let device = |path: &str| Device { type_: "blk".into(), container_path: path.into(), ..Default::default() };
+    let oci_device = |path: &str| oci::LinuxDevice { Path: path.into(), Type: "b".into(), ..Default::default() };
+    for name in ["strict.rego", "exec-and-logs.rego"] {
+        let policy = policy(name);
+        let mut asked = Asked::new();
+        asked.request.storages.push(disk(&["create_filesystem", "encryption_key=ephemeral"]));
+        asked.request.devices.push(device("/dev/trusted_store"));
+        asked.linux().Devices.push(oci_device("/dev/trusted_store"));
+        asked.ask(&policy).unwrap();
+
+        for options in
+            [&[][..], &["create_filesystem"], &["create_filesystem", "discard"], &["encryption_key=ephemeral"]]
+        {
+            let mut asked = Asked::new();
+            asked.request.storages.push(disk(options));
+            assert!(asked.ask(&policy).is_err(), "{name}: {options:?}");
+        }
+        let mut asked = Asked::new();
+        asked.request.devices.push(device("/dev/xvda"));
+        assert!(asked.ask(&policy).is_err(), "{name}");
+        let mut asked = Asked::new();
+        asked.linux().Devices.push(oci_device("/dev/xvda"));
+        assert!(asked.ask(&policy).is_err(), "{name}");
     }
 }
 
