@@ -74,7 +74,7 @@ impl Report {
             ("the policy's decision on ReadStream", "read_stream_us", Some(20.0)),
             ("on WriteStream of 64 bytes", "write_stream_64_bytes_us", Some(20.0)),
             ("on WriteStream of 32 KiB", "write_stream_32_kib_us", None),
-            ("of each, its thread", "thread_us", None),
+            ("on ReadStream where the rule reads the request", "read_stream_of_a_container_us", None),
         ] {
             let measured = self.policy.as_ref().and_then(|policy| policy[name].as_f64());
             rows.extend(measured.map(|measured| Row { what, measured, unit: "us", bound }));
