@@ -57,6 +57,26 @@ async fn a_pod_lives_and_containerd_hears_of_it_in_order() {
 }
 
 #[tokio::test]
+async fn a_pod_with_annotations_that_are_not_followed_runs_and_tells_which() {
+    let lab = Lab::new().await;
+    let config = json!({
+        "ociVersion": "1.1.0",
+        "annotations": {
+            "io.kubernetes.cri.container-type": "sandbox", "io.kubernetes.cri.sandbox-id": POD,
+            "io.katacontainers.config.hypervisor.path": "/bin/sh",
+            "io.katacontainers.config.runtime.internetworking_model": "macvtap",
+        },
+        "linux": {"namespaces": [{"type": "network", "path": "/run/netns/pod"}, {"type": "pid"}, {"type": "ipc"}]},
+    });
+
+    lab.create(lab.request(POD, config)).await.unwrap();
+
+    let troubles = lab.shim.journal.state().troubles;
+    assert_eq!(troubles.len(), 1, "{troubles:?}");
+    assert!(troubles[0].error.contains("config.hypervisor.path is not followed"), "{troubles:?}");
+}
+
+#[tokio::test]
 async fn siblings_are_answered_while_a_container_waits_for_its_image() {
     let lab = Lab::with_pod().await;
     lab.create(lab.container("web", json!([]))).await.unwrap();
