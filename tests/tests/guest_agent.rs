@@ -124,6 +124,10 @@ async fn a_disk_that_is_plugged_in_is_a_volume_or_a_device() {
     guest.create("app", &["sleep", "3600"], with_disks).await.unwrap();
     guest.start("app").await;
     assert_eq!(guest.output("app", &["cat", "/data/greeting"]).await, "from the disk");
+    // A program begins with every signal at its default, the container's first one as one that is run in it.
+    let statuses = guest.output("app", &["cat", "/proc/1/status", "/proc/self/status"]).await;
+    let ignored: Vec<&str> = statuses.lines().filter(|line| line.starts_with("SigIgn:")).collect();
+    assert_eq!(ignored, ["SigIgn:\t0000000000000000"; 2]);
     let head = ["/bin/busybox", "dd", "if=/dev/raw-disk", "bs=9", "count=1"];
     assert_eq!(guest.output("app", &head).await, "raw bytes");
     let stats = VolumeStatsRequest { volume_guest_path: data.into(), ..Default::default() };
@@ -194,7 +198,7 @@ async fn what_a_pod_writes_to_an_encrypted_disk_and_its_images_stay_inside() {
     for disk in [scratch, images] {
         let bytes = std::fs::read(disk).unwrap();
         let written = bytes.iter().filter(|byte| **byte != 0).count();
-        assert!(written > 64 << 10, "{written} bytes");
+        assert!(written > 16 << 10, "{written} bytes");
         for secret in [MARKER, "applet not found"] {
             assert!(!bytes.windows(secret.len()).any(|window| window == secret.as_bytes()), "{secret} is readable");
         }

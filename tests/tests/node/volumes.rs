@@ -63,6 +63,35 @@ async fn an_empty_dir_is_a_disk_that_only_the_guest_reads() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn parts_of_an_empty_dir_are_shared_as_wholes_are() {
+    let Some(ground) = Ground::new(Containerd::V1).await else { return };
+    let pod = ground.pod("parts").run().await;
+    let scratch = empty_dir(&pod, "scratch");
+    // A kubelet binds each subPath to a place of the container's.
+    let part = |container: &str, name: &str| {
+        let (whole, part) =
+            (scratch.join(name), pod.folder().join("volume-subpaths/scratch").join(container).join(name));
+        fs::create_dir_all(&whole).unwrap();
+        fs::create_dir_all(&part).unwrap();
+        assert!(ground.node.command("mount").arg("--bind").args([&whole, &part]).status().unwrap().success());
+        part
+    };
+    let parts = [part("init", "conf"), part("app", "conf"), part("app", "tmp")];
+    let init = pod.container("init", &ground.image).script("echo made > /conf/file").mount(&parts[0], "/conf", false);
+    assert_eq!(init.start().await.ended(LIMIT).await.exit_code, 0);
+    let app = pod.container("app", &ground.image).script("cat /conf/file; ls /tmp | busybox wc -l; exec sleep 3600");
+    let app = app.mount(&parts[1], "/conf", false).mount(&parts[2], "/tmp", false).start().await;
+    app.said("made", LIMIT).await;
+    app.said("0", LIMIT).await;
+
+    pod.remove().await;
+    for part in parts {
+        assert!(ground.node.command("umount").arg(&part).status().unwrap().success());
+    }
+    ground.expect_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_the_node_changes_on_a_disk_reads_as_an_error() {
     let Some(ground) = Ground::new(Containerd::V1).await else { return };
     let pod = ground.pod("tampered").run().await;
