@@ -17,7 +17,7 @@ fn main() -> ExitCode {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let outcome = match words[..] {
         ["demo"] => demo(),
-        ["release"] => release::make(),
+        ["release"] => release::make().map(|folder| println!("{}", folder.display())),
         ["test"] => test::run(false),
         ["test", "--full"] => test::run(true),
         ["bench", "boot"] => bench::boot(),

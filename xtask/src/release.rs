@@ -1,13 +1,13 @@
 //! The release of a node: its programs, which run on any distribution, and the guest image, in one folder.
 
 use std::fs::{self, File};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::{Error, build, output, packages, step};
 
-/// Makes the folder that `cocoon node install --from` takes.
-pub fn make() -> Result<(), Error> {
+/// Makes the folder that `cocoon node install --from` takes, and returns it.
+pub fn make() -> Result<PathBuf, Error> {
     packages::install()?;
     build::node_programs()?;
     let image = build::guest_image_by(&build::node_program("cocoon"))?;
@@ -35,8 +35,7 @@ pub fn make() -> Result<(), Error> {
     let sums = output(Command::new("sha256sum").args(names).current_dir(&draft))?;
     fs::write(draft.join(SUMS), sums).map_err(failed(&draft))?;
     fs::rename(&draft, &release).map_err(failed(&release))?;
-    println!("{}", release.display());
-    Ok(())
+    Ok(release)
 }
 
 fn copy(from: &Path, to: &Path) -> Result<(), Error> {

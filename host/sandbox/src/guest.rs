@@ -1,5 +1,7 @@
 //! What a guest is told when it has given its first answer: its network, and that it is a sandbox.
 
+use std::time::Instant;
+
 use pod_network::Connection;
 use wire_ttrpc::agent::{
     ARPNeighbors, AddARPNeighborsRequest, CreateSandboxRequest, Routes, Storage, UpdateInterfaceRequest,
@@ -7,7 +9,7 @@ use wire_ttrpc::agent::{
 };
 use wire_ttrpc::types::{ARPNeighbor, IPAddress, Interface, Route};
 
-use crate::{Agent, Error, SandboxConfig};
+use crate::{Agent, Error, Event, SandboxConfig};
 
 /// A guest's network, as its agent is told.
 pub(crate) struct GuestNetwork {
@@ -53,8 +55,31 @@ impl GuestNetwork {
     }
 }
 
-/// Gives the guest its addresses and its sandbox.
-pub(crate) async fn set_up(agent: &Agent, config: &SandboxConfig, network: GuestNetwork) -> Result<(), Error> {
+/// Gives the guest its addresses and its sandbox, side by side: neither needs the other.
+pub(crate) async fn set_up(agent: &Agent, config: &SandboxConfig, mut network: GuestNetwork) -> Result<(), Error> {
+    let request = CreateSandboxRequest {
+        hostname: config.hostname.clone().unwrap_or_else(|| config.name.to_string()),
+        sandbox_id: config.name.to_string(),
+        dns: config.dns.clone().unwrap_or_else(|| std::mem::take(&mut network.resolver)),
+        storages: shared_memory(config.shm_size).into_iter().collect(),
+        sandbox_pidns: config.shared_pid_namespace,
+        ..CreateSandboxRequest::default()
+    };
+    let connected = async {
+        connect(agent, network).await?;
+        config.timeline.note(Event::Networked, Instant::now());
+        Ok(())
+    };
+    let created = async {
+        agent.create_sandbox(request).await?;
+        config.timeline.note(Event::SandboxReady, Instant::now());
+        Ok(())
+    };
+    tokio::try_join!(connected, created).map(drop)
+}
+
+/// Gives the guest its addresses, neighbours and routes, in this order.
+async fn connect(agent: &Agent, network: GuestNetwork) -> Result<(), Error> {
     for interface in network.interfaces {
         let request = UpdateInterfaceRequest { interface: Some(interface).into(), ..UpdateInterfaceRequest::default() };
         agent.update_interface(request).await?;
@@ -77,16 +102,7 @@ pub(crate) async fn set_up(agent: &Agent, config: &SandboxConfig, network: Guest
         let request = UpdateRoutesRequest { routes: Some(routes).into(), ..UpdateRoutesRequest::default() };
         agent.update_routes(request).await?;
     }
-
-    let request = CreateSandboxRequest {
-        hostname: config.hostname.clone().unwrap_or_else(|| config.name.to_string()),
-        sandbox_id: config.name.to_string(),
-        dns: config.dns.clone().unwrap_or(network.resolver),
-        storages: shared_memory(config.shm_size).into_iter().collect(),
-        sandbox_pidns: config.shared_pid_namespace,
-        ..CreateSandboxRequest::default()
-    };
-    agent.create_sandbox(request).await.map(drop)
+    Ok(())
 }
 
 /// The pod's `/dev/shm`.

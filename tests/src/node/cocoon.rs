@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::Containerd;
 use super::namespaces::Namespaces;
@@ -13,6 +13,7 @@ use crate::{Lab, set};
 pub struct Cocoon {
     settings: toml::Table,
     snapshotter: bool,
+    programs: Option<PathBuf>,
 }
 
 impl Cocoon {
@@ -23,7 +24,7 @@ impl Cocoon {
     #[expect(clippy::new_without_default, reason = "it reads files")]
     pub fn new() -> Self {
         let settings = toml_block(&page(), "[hypervisor.qemu]").parse().unwrap();
-        Self { settings, snapshotter: false }
+        Self { settings, snapshotter: false, programs: None }
     }
 
     /// Changes a key, by its path with dots.
@@ -37,6 +38,11 @@ impl Cocoon {
         Self { snapshotter: true, ..self }
     }
 
+    /// Takes the shim from this folder, in place of the one that was built for tests.
+    pub fn with_programs(self, folder: &Path) -> Self {
+        Self { programs: Some(folder.to_owned()), ..self }
+    }
+
     /// Installs programs, guest image and configuration on a node where the page has them, and returns what containerd's
     /// configuration needs at its end.
     pub(super) fn install(&self, namespaces: &Namespaces, version: Containerd) -> String {
@@ -44,7 +50,8 @@ impl Cocoon {
         fs::create_dir_all(opt.join("bin")).unwrap();
         fs::create_dir_all(opt.join("share")).unwrap();
         fs::create_dir_all(&etc).unwrap();
-        symlink(Lab::program(SHIM), opt.join("bin").join(SHIM)).unwrap();
+        let shim = self.programs.as_ref().map_or_else(|| Lab::program(SHIM), |folder| folder.join(SHIM));
+        symlink(shim, opt.join("bin").join(SHIM)).unwrap();
         symlink(Lab::guest_image(), opt.join("share/guest-image")).unwrap();
         fs::write(etc.join("configuration.toml"), self.settings.to_string()).unwrap();
 

@@ -12,6 +12,7 @@ mod samples;
 mod served;
 
 use std::fs;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -34,6 +35,9 @@ struct Arguments {
     /// How often each thing is measured; medians count.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
+    /// The folder with a release's programs, of which the shim is measured; by default the one that was built for tests.
+    #[arg(long)]
+    programs: Option<PathBuf>,
     /// What the benchmark of the guest's policy printed.
     // As a value of JSON by itself the text would be a string.
     #[arg(long, value_parser = |text: &str| serde_json::from_str::<Value>(text))]
@@ -65,7 +69,10 @@ async fn measure(arguments: Arguments) -> Report {
     let (app, ordinary) = (image(APP), image("ordinary"));
     let files = InitDataFiles::without_trustee(example_policy("debug", &app), &registry);
     let initdata = files.annotation(&lab, "initdata");
-    let cocoon = Cocoon::new().with_snapshotter();
+    let mut cocoon = Cocoon::new().with_snapshotter();
+    if let Some(folder) = &arguments.programs {
+        cocoon = cocoon.with_programs(folder);
+    }
     let node = Node::start(&lab, &registry, Containerd::V1, Some(&cocoon)).await;
     let node = node.unwrap_or_else(|cause| panic!("there can't be a node: {cause}"));
     let snapshotter = Snapshotter::start(&node);
