@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -90,14 +91,24 @@ impl Cgroup {
         files.filter_map(|file| fs::read_to_string(file).ok()).any(|text| has_killed(&text))
     }
 
-    /// Removes it where nobody else is in it.
+    /// Removes it where nobody else is in it. The machine of an owner that was killed may be about to leave it, and nothing tells
+    /// when it has.
     pub(crate) fn remove(&self) {
+        let deadline = Instant::now() + LEAVE_TIME;
         for folder in &self.folders {
-            match fs::remove_dir(folder) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                // Whoever else put something in there removes it.
-                Err(error) => tracing::debug!(folder = %folder.display(), %error, "a cgroup stays"),
+            loop {
+                match fs::remove_dir(folder) {
+                    Ok(()) => break,
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+                    Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline => {
+                        std::thread::sleep(PAUSE);
+                    }
+                    // Whoever else put something in there removes it.
+                    Err(error) => {
+                        tracing::debug!(folder = %folder.display(), %error, "a cgroup stays");
+                        break;
+                    }
+                }
             }
         }
     }
@@ -200,6 +211,9 @@ fn has_killed(counts: &str) -> bool {
         .any(|(word, count)| word == "oom_kill" && count.trim() != "0")
 }
 
+/// For a process that the kernel is ending.
+const LEAVE_TIME: Duration = Duration::from_secs(2);
+const PAUSE: Duration = Duration::from_millis(5);
 const V1_SHORTAGE: &str = "memory.oom_control";
 const V2_SHORTAGE: &str = "memory.events";
 /// Microseconds in each period; -1 for no limit.
