@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -25,7 +26,7 @@ use crate::volume;
 pub(crate) struct Snapshotter {
     snapshots: Snapshots,
     unpacking: Unpacking,
-    /// What containers' roots are while containerd looks at them.
+    /// What containers' roots are while containerd looks at them: empty but for two links.
     empty: PathBuf,
     prefetch: Arc<Prefetch>,
 }
@@ -51,8 +52,22 @@ impl Snapshotter {
             return Ok(vec![volume::bind(&folder, ["rbind", "rw"])]);
         }
         // Somebody may have cleaned up /run.
-        std::fs::create_dir_all(&self.empty).map_err(|e| failed("empty folder", &e))?;
+        self.make_root().map_err(|e| failed("empty folder", &e))?;
         Ok(vec![volume::guest_pull(&self.empty, &self.snapshots.get(key).labels)])
+    }
+
+    /// Makes the root that containerd looks at. Where it would find users and groups by their names is a link that leads
+    /// nowhere: what it says then is what it could not open, and so the link's target tells the cause and the next step.
+    fn make_root(&self) -> io::Result<()> {
+        let etc = self.empty.join("etc");
+        std::fs::create_dir_all(&etc)?;
+        for file in ["passwd", "group"] {
+            match symlink(NO_NAMES, etc.join(file)) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                made => made?,
+            }
+        }
+        Ok(())
     }
 }
 
@@ -167,3 +182,5 @@ fn failed(stage: &str, error: &io::Error) -> Status {
 /// The name under which containerd will look for the layer that it is about to pull.
 const TARGET: &str = "containerd.io/snapshot.ref";
 const LISTED_AT_ONCE: usize = 100;
+const NO_NAMES: &str =
+    "users by name are in the image, which only its guest has; next: set runAsUser and runAsGroup in the pod";

@@ -14,7 +14,7 @@ use crate::proto::containerd::types::Mount;
 /// The one mount of a container.
 ///
 /// containerd mounts a container's root itself for a moment, to look for users and for what the image has in its
-/// volumes. So the type is one that the kernel mounts without a helper: a bind mount of an empty folder, whose other
+/// volumes. So the type is one that the kernel mounts without a helper: a bind mount of a folder with next to nothing, whose other
 /// options the kernel doesn't look at. Shims know the order by its option, whatever the type.
 ///
 /// `labels` are those of the image's topmost layer as far as they are known. They are a hint: a layer can belong to several
