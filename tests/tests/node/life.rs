@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tests::node::Containerd;
 
-use crate::ground::{ECHO, Ground, LIMIT, versions};
+use crate::ground::{ECHO, Ground, LIMIT, is_full, versions};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn containers_come_and_go_while_their_pod_stays() {
@@ -87,36 +87,39 @@ async fn containers_come_and_go_while_their_pod_stays() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn streams_reach_a_container_through_the_newer_containerd() {
-    let Some(ground) = Ground::new(Containerd::V2).await else { return };
-    let pod = ground.pod("streams").run().await;
-    let shell = pod.container("shell", &ground.image).command(&["/bin/sh"]).terminal().start().await;
+async fn streams_reach_a_container() {
+    let versions = if is_full() { vec![Containerd::V1, Containerd::V2] } else { vec![Containerd::V2] };
+    for version in versions {
+        let Some(ground) = Ground::new(version).await else { return };
+        let pod = ground.pod("streams").run().await;
+        let shell = pod.container("shell", &ground.image).command(&["/bin/sh"]).terminal().start().await;
 
-    let mut exec = shell.exec_interactively(&["sh"], true).await.unwrap();
-    exec.resize(100, 40).await;
-    exec.send(b"until busybox stty size | grep '40 100'; do sleep 0.1; done; exit 5\n").await;
-    let (output, _, code) = exec.finish(LIMIT).await;
-    assert!(output.contains("40 100"), "{output}");
-    assert_eq!(code, 5);
+        let mut exec = shell.exec_interactively(&["sh"], true).await.unwrap();
+        exec.resize(100, 40).await;
+        exec.send(b"until busybox stty size | grep '40 100'; do sleep 0.1; done; exit 5\n").await;
+        let (output, _, code) = exec.finish(LIMIT).await;
+        assert!(output.contains("40 100"), "{output}");
+        assert_eq!(code, 5);
 
-    let mut exec =
-        shell.exec_interactively(&["sh", "-c", "read line; echo got $line; echo err >&2"], false).await.unwrap();
-    exec.send(b"a line\n").await;
-    assert_eq!(exec.finish(LIMIT).await, ("got a line\n".to_owned(), "err\n".to_owned(), 0));
+        let mut exec =
+            shell.exec_interactively(&["sh", "-c", "read line; echo got $line; echo err >&2"], false).await.unwrap();
+        exec.send(b"a line\n").await;
+        assert_eq!(exec.finish(LIMIT).await, ("got a line\n".to_owned(), "err\n".to_owned(), 0));
 
-    let mut exec =
-        shell.exec_interactively(&["sh", "-c", "busybox head -c 300000 | busybox wc -c"], false).await.unwrap();
-    exec.send(&vec![b'x'; 300_000]).await;
-    assert_eq!(exec.finish(LIMIT).await.0, "300000\n");
+        let mut exec =
+            shell.exec_interactively(&["sh", "-c", "busybox head -c 300000 | busybox wc -c"], false).await.unwrap();
+        exec.send(&vec![b'x'; 300_000]).await;
+        assert_eq!(exec.finish(LIMIT).await.0, "300000\n");
 
-    let mut attached = shell.attach(true).await.unwrap();
-    attached.send(b"echo from $((40 + 2))\n").await;
-    attached.until("from 42", LIMIT).await;
-    attached.send(b"exit 6\n").await;
-    assert_eq!(shell.ended(LIMIT).await.exit_code, 6);
+        let mut attached = shell.attach(true).await.unwrap();
+        attached.send(b"echo from $((40 + 2))\n").await;
+        attached.until("from 42", LIMIT).await;
+        attached.send(b"exit 6\n").await;
+        assert_eq!(shell.ended(LIMIT).await.exit_code, 6);
 
-    pod.remove().await;
-    ground.expect_clean().await;
+        pod.remove().await;
+        ground.expect_clean().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -79,6 +79,39 @@ async fn images_that_the_node_s_cache_has_no_space_for_are_left_to_guests() {
     ground.expect_clean().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_the_node_has_no_space_for_fails_its_writer_alone() {
+    for version in versions() {
+        let Some(ground) = Ground::new(version).await else { return };
+        let pod = ground.pod("crowded").run().await;
+        let scratch = pod.volume("kubernetes.io~empty-dir", "scratch");
+        // One in memory would be a medium of its own.
+        let file = ground.lab.file("disk", "");
+        ground.node.shell(&format!(
+            "truncate -s 96M {0} && mkfs.ext4 -q {0} && mount -o loop {0} {1}",
+            file.display(),
+            scratch.display()
+        ));
+        let writer =
+            pod.container("writer", &ground.image).script("exec sleep 3600").mount(&scratch, "/scratch", false);
+        let writer = writer.start().await;
+        assert_eq!(writer.exec(&["sh", "-c", "echo first > /scratch/first && busybox sync"]).await.code, 0);
+
+        // Somebody else on the node takes what the disk was promised.
+        ground.node.shell(&format!("head -c 96M /dev/zero > {}/other 2>/dev/null || true", scratch.display()));
+        let write = "busybox dd if=/dev/urandom of=/scratch/second bs=1M count=16 conv=fsync";
+        let failed = writer.exec(&["sh", "-c", write]).await;
+
+        assert!(failed.code != 0 && failed.stderr.contains("Input/output error"), "{failed:?}");
+        assert!(writer.is_running().await && pod.is_ready().await);
+        assert_eq!(writer.exec(&["echo", "alive"]).await.stdout, "alive\n");
+        pod.remove().await;
+        ground.node.shell(&format!("umount {}", scratch.display()));
+        ground.expect_clean().await;
+        ground.expect_working().await;
+    }
+}
+
 /// An image with a file of this content besides.
 fn image_with(ground: &Ground, name: &str, content: Vec<u8>) -> String {
     let image = Image::busybox(&ground.lab, name, "echo the larger image; exec sleep 3600");
