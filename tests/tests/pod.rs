@@ -249,6 +249,17 @@ fn exec_runs_what_the_policy_allows_and_nothing_else() {
 
     assert!(!denied.status.success(), "{denied}");
     assert!(denied.stderr.contains("data.agent_policy.ExecProcessRequest"), "{denied}");
+    // And its owner tells of it as a shim does.
+    for (words, expected) in [
+        (&["ps"][..], pod.name()),
+        (&["logs", pod.name()], "up"),
+        (&["console", pod.name()], "cocoon: ready"),
+        (&["metrics", pod.name()], "kata_hypervisor_threads "),
+        (&["doctor", pod.name()], "first answer"),
+    ] {
+        let told = try_run(Lab::program("cocoon"), words);
+        assert!(told.stdout.contains(expected), "{words:?}: {told}");
+    }
     assert_eq!(String::from_utf8_lossy(&fed.stdout), "fed by the host\n", "{}", String::from_utf8_lossy(&fed.stderr));
     assert!(fed.status.success());
 }

@@ -70,7 +70,8 @@ mod tests {
             assert!(text.contains(&format!("# TYPE {name} ")), "no {name}");
         }
         let value = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<f64>().ok());
-        for name in ["kata_agent_process_resident_memory_bytes ", "kata_agent_threads ", "kata_agent_process_open_fds "] {
+        for name in ["kata_agent_process_resident_memory_bytes ", "kata_agent_threads ", "kata_agent_process_open_fds "]
+        {
             assert!(value(name).unwrap() > 0.0, "{name}");
         }
     }

@@ -52,6 +52,13 @@ pub(crate) struct Pod {
     containers: Mutex<BTreeMap<String, Slot>>,
 }
 
+/// Where what happens to a pod is told, counted and remembered.
+pub(crate) struct Reports {
+    pub(crate) events: Events,
+    pub(crate) metrics: Metrics,
+    pub(crate) journal: Journal,
+}
+
 /// A container's place in its pod.
 enum Slot {
     /// It is being created, and removed at once if that was given up meanwhile.
@@ -69,13 +76,12 @@ impl Pod {
         id: String,
         namespace: String,
         machine: Machine,
-        events: Events,
-        metrics: Metrics,
+        reports: Reports,
         create_limit: Duration,
         disks: Disks,
         health: Option<Health>,
-        journal: Journal,
     ) -> Arc<Self> {
+        let Reports { events, metrics, journal } = reports;
         let guest = Guest::new(machine.agent(), machine.health(), metrics);
         let containers = Mutex::default();
         let pod = Arc::new(Self { id, namespace, machine, guest, events, create_limit, disks, journal, containers });

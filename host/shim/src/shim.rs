@@ -12,7 +12,7 @@ use crate::events::Events;
 use crate::journal::Journal;
 use crate::machine::Boot;
 use crate::metrics::Metrics;
-use crate::pod::Pod;
+use crate::pod::{Pod, Reports};
 use crate::request::BootRequest;
 use crate::{Error, Kind, management};
 
@@ -158,17 +158,10 @@ impl Shim {
                 return Err(error);
             }
         };
-        let pod = Pod::new(
-            self.id.clone(),
-            self.namespace.clone(),
-            machine,
-            self.events.clone(),
-            self.metrics.clone(),
-            request.create_limit,
-            request.disks,
-            request.health,
-            self.journal.clone(),
-        );
+        let reports =
+            Reports { events: self.events.clone(), metrics: self.metrics.clone(), journal: self.journal.clone() };
+        let (id, namespace) = (self.id.clone(), self.namespace.clone());
+        let pod = Pod::new(id, namespace, machine, reports, request.create_limit, request.disks, request.health);
         *self.state() = State::Up(Arc::clone(&pod), SystemTime::now());
         let ending = Arc::clone(&pod);
         tokio::spawn(async move {

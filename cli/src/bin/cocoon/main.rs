@@ -2,6 +2,7 @@
 //! guest image. And it installs all that on a node and looks after it.
 
 #![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod direct_volume;
 mod doctor;

@@ -140,7 +140,7 @@ pub fn container<'a>(state: &'a State, word: Option<&str>) -> Result<&'a Contain
     match found[..] {
         [one] => Ok(one),
         _ => {
-            let names: Vec<_> = state.containers.iter().map(|it| label(it)).collect();
+            let names: Vec<_> = state.containers.iter().map(label).collect();
             let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
             Err(Error::Container(names))
         }
