@@ -134,8 +134,7 @@ mod tests {
         let entry = folder.path().join("sys/dev/block/254:16");
         fs::create_dir_all(&entry).unwrap();
         fs::write(entry.join("uevent"), "DEVNAME=vdb\n").unwrap();
-        let config =
-            Config { sysfs: folder.path().join("sys"), devices: folder.path().join("dev"), ..Config::default() };
+        let config = Config { sysfs: folder.path().join("sys"), devices: folder.path().join("dev") };
         let find =
             |minor| BlockDevice::find(&DeviceName::Number { major: 254, minor }, &config).unwrap_err().to_string();
 
