@@ -23,11 +23,6 @@ impl Cgroup {
         Self(Path::new(MOUNT_POINT).join(CGROUP_PARENT.trim_start_matches('/')).join(container))
     }
 
-    /// Makes it, without limits.
-    pub(crate) fn make(&self) -> io::Result<()> {
-        std::fs::create_dir_all(&self.0)
-    }
-
     /// Kills every process of the group at once. None are left behind by forking meanwhile.
     pub(crate) fn kill(&self) -> io::Result<()> {
         match std::fs::write(self.0.join("cgroup.kill"), "1") {

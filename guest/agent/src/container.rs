@@ -117,10 +117,9 @@ impl Container {
         Ok(Self { termination_log, copies, ..Self::new(home, first, init) })
     }
 
-    /// Makes the pod's own process. It has nothing to run when it is started.
+    /// Makes the pod's own process. It has nothing to run when it is started, and uses too little to be in a control group.
     pub(crate) async fn pause(home: Home, first: &str) -> Result<Self, Fault> {
-        home.cgroup.make().map_err(|e| Fault::Io("control group of the pod's own process can't be made", e))?;
-        let (child, streams) = home.helper.pause(&home.rootfs(), home.cgroup.path()).await?;
+        let (child, streams) = home.helper.pause(&home.rootfs()).await?;
         Ok(Self::new(home, first, Process::watch(child, streams)))
     }
 

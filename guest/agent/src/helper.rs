@@ -115,12 +115,11 @@ impl Helper {
         Ok((child, mine.streams().await.map_err(Error::Streams)?))
     }
 
-    /// Makes the pod's own process: in the control group of that folder, with an empty folder for its root.
-    pub(crate) async fn pause(&self, root: &Path, group: &Path) -> Result<(Child, Streams), Error> {
-        let group = std::fs::File::open(group).map_err(Error::Bundle)?;
+    /// Makes the pod's own process, with an empty folder for its root.
+    pub(crate) async fn pause(&self, root: &Path) -> Result<(Child, Streams), Error> {
         let root = root.as_os_str().as_encoded_bytes();
         let (mine, theirs) = Ends::pipes().map_err(Error::Streams)?;
-        let (child, outcome) = self.carry_out(Work::Pause, &[group.as_fd()], theirs, root).await?;
+        let (child, outcome) = self.carry_out(Work::Pause, &[], theirs, root).await?;
         if let Some(Outcome::Error(cause)) = outcome {
             let _ = child.ended().await;
             return Err(Error::Container(cause));

@@ -41,7 +41,7 @@ pub(super) enum Work {
     /// A process in a container that runs, whose first process and control group are given. With a terminal comes the
     /// socket that its master is sent by.
     Enter,
-    /// The pod's own process, whose control group is given.
+    /// The pod's own process.
     Pause,
 }
 
@@ -141,9 +141,8 @@ impl Order {
         let mut descriptors = descriptors.into_iter();
         let channel = descriptors.next()?.into();
         let (first, group) = match work {
-            Work::Create => (None, None),
+            Work::Create | Work::Pause => (None, None),
             Work::Enter => (Some(descriptors.next()?), Some(descriptors.next()?)),
-            Work::Pause => (None, Some(descriptors.next()?)),
         };
         Some(Self { work, channel, first, group, streams: descriptors.collect() })
     }
