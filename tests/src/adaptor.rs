@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -54,6 +55,7 @@ impl Adaptor {
             root: root.clone(),
             requests: watch::Sender::default(),
             refusal: Mutex::default(),
+            hung: AtomicBool::new(false),
             pods: tokio::sync::Mutex::default(),
         });
         let (serving, socket) = (Arc::clone(&service), root.join(SOCKET));
@@ -72,15 +74,16 @@ impl Adaptor {
         self.service.requests.borrow().clone()
     }
 
-    /// Waits until it was asked for the end of a machine.
+    /// Waits until it was asked this, and gives the machine's name.
     ///
     /// # Panics
     /// If it is not within `limit`.
-    pub async fn asked_to_stop(&self, id: &str, limit: Duration) {
+    pub async fn asked(&self, request: &str, limit: Duration) -> String {
         let mut requests = self.service.requests.subscribe();
-        let asked = requests.wait_for(|requests| requests.contains(&("StopVM", id.to_owned())));
-        let asked = tokio::time::timeout(limit, asked).await;
-        assert!(asked.is_ok(), "StopVM was not asked within {limit:?}: {:?}", self.requests());
+        let asked = requests.wait_for(|requests| requests.iter().any(|(asked, _)| *asked == request));
+        let asked = tokio::time::timeout(limit, asked).await.map(|asked| asked.unwrap().clone());
+        let asked = asked.unwrap_or_else(|_| panic!("{request} was not asked within {limit:?}: {:?}", self.requests()));
+        asked.into_iter().find(|(asked, _)| *asked == request).unwrap().1
     }
 
     /// What a machine was asked to be.
@@ -99,6 +102,11 @@ impl Adaptor {
     /// From now on no machine is started, for this reason.
     pub fn refuse(&self, reason: &str) {
         *self.service.refusal.lock().unwrap() = Some(reason.to_owned());
+    }
+
+    /// From now on it answers no wish for a start.
+    pub fn hang(&self) {
+        self.service.hung.store(true, Ordering::Relaxed);
     }
 
     /// Ends a machine at once, as the failure of its host does.
@@ -125,6 +133,8 @@ struct Service {
     root: PathBuf,
     requests: watch::Sender<Vec<(&'static str, String)>>,
     refusal: Mutex<Option<String>>,
+    /// Whether no machine is ever started, nor refused.
+    hung: AtomicBool,
     pods: tokio::sync::Mutex<BTreeMap<String, Pod>>,
 }
 
@@ -224,6 +234,9 @@ impl Hypervisor for Service {
         self.hear("StartVM", &request.id);
         if let Some(reason) = &*self.refusal.lock().unwrap() {
             return Err(refused(&format!("creating an instance : {reason}")));
+        }
+        if self.hung.load(Ordering::Relaxed) {
+            return std::future::pending().await;
         }
         let mut pods = self.pods.lock().await;
         let Some(pod) = pods.get_mut(&request.id) else { return Err(unknown(&request.id)) };

@@ -45,6 +45,15 @@ async fn a_pod_lives_in_a_machine_elsewhere() {
         assert!(app.stats().await.unwrap().memory.unwrap().working_set_bytes.unwrap().value > 0);
         let shims = ground.node.processes("containerd-shim-cocoon-v2");
         assert_eq!(shims.len(), 1, "{shims:?}");
+        let listed = ground.cocoon(&["ps"]);
+        assert!(listed.contains("default/peer") && listed.contains(" elsewhere "), "{listed}");
+        let doctor = ground.cocoon(&["doctor", "default/peer"]);
+        assert!(
+            doctor.contains("it is elsewhere, made by an adaptor") && doctor.contains("it answers within"),
+            "{doctor}"
+        );
+        let inside = ground.cocoon(&["exec", "default/peer", "app", "--", "hostname"]);
+        assert_eq!(inside, "peer\n");
 
         // Files come by copies, disks not at all.
         let config = pod.volume("kubernetes.io~configmap", "config");
@@ -65,11 +74,24 @@ async fn a_pod_lives_in_a_machine_elsewhere() {
         app.stop(LIMIT).await.unwrap();
         let id = pod.id().to_owned();
         pod.remove().await;
-        let requests = ["Version", "CreateVM", "StartVM", "StopVM"];
-        assert_eq!(adaptor.requests().iter().map(|(request, _)| *request).collect::<Vec<_>>(), requests);
-        assert_eq!(adaptor.requests()[3].1, id);
+        // The doctor has asked for its version, too.
+        let requests: Vec<_> = adaptor.requests().into_iter().filter(|(request, _)| *request != "Version").collect();
+        assert_eq!(requests, ["CreateVM", "StartVM", "StopVM"].map(|request| (request, id.clone())));
         assert_eq!(adaptor.machines().await, 0);
         ground.expect_clean().await;
+
+        // By containerd's sandbox service, which has other words for a pod's name.
+        if version == Containerd::V2 {
+            let pod = ground.pod("other").handler("cocoon-sandbox").run().await;
+            let asked = adaptor.annotations(pod.id()).await;
+            assert_eq!(asked["io.kubernetes.cri.sandbox-name"], "other");
+            assert_eq!(asked["io.kubernetes.cri.sandbox-namespace"], "default");
+            let job = pod.container("job", &ground.image).script("exit 7").start().await;
+            assert_eq!(job.ended(LIMIT).await.exit_code, 7);
+            pod.remove().await;
+            assert_eq!(adaptor.machines().await, 0);
+            ground.expect_clean().await;
+        }
     }
 }
 
@@ -102,7 +124,7 @@ async fn a_pod_ends_with_its_machine() {
     assert_ne!(app.ended(PROMPTLY).await.exit_code, 0);
     assert!(app.try_exec(&["true"]).await.is_err());
     pod.ended(PROMPTLY).await;
-    adaptor.asked_to_stop(pod.id(), PROMPTLY).await;
+    assert_eq!(adaptor.asked("StopVM", PROMPTLY).await, pod.id());
     pod.remove().await;
     ground.expect_clean().await;
 }
@@ -121,7 +143,7 @@ async fn a_pod_ends_with_its_adaptor_and_is_removed_when_another_is_there() {
     let folder = ground.node.path("/run/cocoon").join(pod.id());
     assert!(folder.join("record.json").exists());
     let adaptor = Adaptor::start(&ground.lab, &ground.node);
-    adaptor.asked_to_stop(pod.id(), LIMIT).await;
+    assert_eq!(adaptor.asked("StopVM", LIMIT).await, pod.id());
     pod.remove().await;
     assert!(!folder.exists());
     ground.expect_clean().await;
@@ -137,9 +159,56 @@ async fn a_killed_shim_leaves_no_machine() {
     ground.node.kill(&ground.node.processes("containerd-shim-cocoon-v2")[0]).await;
 
     assert_ne!(app.ended(PROMPTLY).await.exit_code, 0);
-    adaptor.asked_to_stop(pod.id(), PROMPTLY).await;
+    assert_eq!(adaptor.asked("StopVM", PROMPTLY).await, pod.id());
     assert_eq!(adaptor.machines().await, 0);
     pod.remove().await;
+    ground.expect_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_is_ended_as_soon_as_its_adaptor_is_back_whoever_is_left_to_say_so() {
+    let Some(ground) = Ground::new(Containerd::V1).await else { return };
+    let adaptor = Adaptor::start(&ground.lab, &ground.node);
+    let pod = ground.pod("both").run().await;
+    let id = pod.id().to_owned();
+
+    drop(adaptor);
+    ground.node.kill(&ground.node.processes("containerd-shim-cocoon-v2")[0]).await;
+    pod.ended(PROMPTLY).await;
+    pod.remove().await;
+
+    assert!(ground.node.path("/run/cocoon").join(&id).join("record.json").exists());
+    let doctor = ground.cocoon(&["doctor"]);
+    assert!(doctor.contains("pod's machine elsewhere"), "{doctor}");
+    let adaptor = Adaptor::start(&ground.lab, &ground.node);
+    assert_eq!(adaptor.asked("StopVM", LIMIT).await, id);
+    ground.expect_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_does_not_start_in_time_or_whose_shim_is_killed_meanwhile_is_ended() {
+    let Some(ground) =
+        Ground::with(Containerd::V1, |cocoon| cocoon.with("hypervisor.remote.remote_hypervisor_timeout", 5)).await
+    else {
+        return;
+    };
+    let adaptor = Adaptor::start(&ground.lab, &ground.node);
+    adaptor.hang();
+    let late = ground.pod("late").try_run().await.err().unwrap();
+    assert!(late.message().contains("adaptor: no answer to StartVM within 5 s; next:"), "{late}");
+    adaptor.asked("StopVM", PROMPTLY).await;
+    ground.expect_clean().await;
+    drop(adaptor);
+
+    let adaptor = Adaptor::start(&ground.lab, &ground.node);
+    adaptor.hang();
+    let kill = async {
+        adaptor.asked("StartVM", LIMIT).await;
+        ground.node.kill(&ground.node.processes("containerd-shim-cocoon-v2")[0]).await;
+    };
+    let (run, ()) = tokio::join!(ground.pod("killed").try_run(), kill);
+    assert!(run.is_err());
+    adaptor.asked("StopVM", PROMPTLY).await;
     ground.expect_clean().await;
 }
 
@@ -157,13 +226,18 @@ struct Ground {
 impl Ground {
     /// A node with this containerd; none where there can't be one.
     async fn new(version: Containerd) -> Option<Self> {
+        Self::with(version, |cocoon| cocoon).await
+    }
+
+    /// The same with its configuration changed.
+    async fn with(version: Containerd, change: impl FnOnce(Cocoon) -> Cocoon) -> Option<Self> {
         let lab = Lab::new();
         let registry = lab.registry();
         let image = registry.push(Image::busybox(&lab, "app", "exec sleep 3600").layout(), "app");
         let initdata = InitDataFiles::without_trustee(example_policy("debug", &image), &registry);
         let document = std::fs::read_to_string(initdata.build(&lab, "initdata").0).unwrap();
         let annotation = initdata.annotation(&lab, "initdata");
-        let cocoon = Cocoon::new().with("hypervisor.remote.default_memory", 384);
+        let cocoon = change(Cocoon::new().with("hypervisor.remote.default_memory", 384));
         let node = Node::start(&lab, &registry, version, Some(&cocoon)).await;
         let node = node.inspect_err(|reason| eprintln!("skipped: there can't be a node: {reason}")).ok()?;
         node.pull(&image).await;
@@ -172,6 +246,12 @@ impl Ground {
 
     fn pod(&self, name: &str) -> PodSpec<'_> {
         self.node.pod(name).handler("cocoon").annotation(&of("cc_init_data"), &self.annotation)
+    }
+
+    /// What the program says on the node.
+    fn cocoon(&self, arguments: &[&str]) -> String {
+        let output = self.node.command(Lab::program("cocoon")).args(arguments).output().unwrap();
+        String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap()
     }
 
     async fn expect_clean(&self) {

@@ -22,6 +22,8 @@ pub struct Pod {
     pub owner: Option<Owner>,
     /// The process id of its machine.
     pub machine: Option<u32>,
+    /// Whether its machine is elsewhere, made by an adaptor.
+    pub elsewhere: bool,
     /// Bytes of the host's memory that owner and machine have.
     pub memory: u64,
     /// Seconds since it was made.
@@ -75,6 +77,8 @@ impl Pod {
             memory: processes.map(resident).sum(),
             owner,
             machine,
+            // A link, which stays when what it leads to has ended.
+            elsewhere: folder.join("agent.sock").is_symlink(),
             age: lock.modified().ok().and_then(|time| time.elapsed().ok()).map_or(0, |age| age.as_secs()),
             initdata: folder.join("initdata.image").exists(),
             metrics: folder.join(SOCKET).exists(),

@@ -105,7 +105,19 @@ impl Examined {
         let identity = identity.unwrap_or_else(|| Identity { id: pod.name.clone(), ..Identity::default() });
         let mut findings = Vec::new();
         match &pod.owner {
+            Some(owner) if pod.elsewhere && is_cleaning_up(owner.pid) => {
+                let found =
+                    format!("its shim was killed; process {} waits to end the pod's machine elsewhere", owner.pid);
+                findings.push(Finding::failure("owner", found, "start the adaptor"));
+                return Self { pod: identity, findings };
+            }
             Some(owner) => findings.push(Finding::good("owner", format!("process {}, {}", owner.pid, owner.program))),
+            None if pod.elsewhere => {
+                let found = "it is gone, and the pod's machine elsewhere is not ended yet".to_owned();
+                let next = format!("start the adaptor; \"containerd-shim-cocoon-v2 -id {} clean-up\"", pod.name);
+                findings.push(Finding::failure("owner", found, &next));
+                return Self { pod: identity, findings };
+            }
             None => {
                 let found = "it is gone: its shim was killed, and the pod's machine with it".to_owned();
                 findings.push(Finding::failure("owner", found, "delete the pod: containerd removes what is left"));
@@ -123,7 +135,7 @@ impl Examined {
         };
         findings.extend(machine(pod, &state));
         findings.push(boot(&state));
-        if pod.machine.is_some() && state.ended.is_none() {
+        if (pod.machine.is_some() || pod.elsewhere) && state.ended.is_none() {
             findings.push(guest(&pod.name).await);
         }
         findings.push(initdata(&identity));
@@ -134,10 +146,19 @@ impl Examined {
     }
 }
 
+/// Whether a shim's process only ends what another has left.
+fn is_cleaning_up(pid: u32) -> bool {
+    fs::read(format!("/proc/{pid}/cmdline"))
+        .is_ok_and(|line| line.split(|byte| *byte == 0).any(|word| word == b"clean-up"))
+}
+
 fn machine(pod: &Pod, state: &State) -> Option<Finding> {
     let name = "machine";
     if let Some(reason) = &state.ended {
         return Some(Finding::failure(name, format!("it has ended: {reason}"), "delete the pod"));
+    }
+    if pod.elsewhere {
+        return Some(Finding::good(name, "it is elsewhere, made by an adaptor".to_owned()));
     }
     let pid = pod.machine?;
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();

@@ -24,7 +24,7 @@ pub fn ps(arguments: Arguments) -> Outcome {
     let (ids, width) = (pods.iter().map(|pod| pod.name.len()), names.iter().map(String::len));
     let (id, width) = (ids.max().unwrap_or(3).max(3), width.max().unwrap_or(4).max(4));
     println!(
-        "{:<id$}  {:<width$}  {:>8}  {:>8}  {:>9}  {:>8}  OWNER",
+        "{:<id$}  {:<width$}  {:>8}  {:>9}  {:>9}  {:>8}  OWNER",
         "POD", "NAME", "OWNER'S", "MACHINE", "MEMORY", "AGE"
     );
     for (pod, name) in pods.iter().zip(names) {
@@ -34,8 +34,9 @@ pub fn ps(arguments: Arguments) -> Outcome {
             None => (None, "nobody: what its owner left goes with its next owner, or when containerd deletes it"),
         };
         let memory = format!("{} MiB", pod.memory >> 20);
-        let (pid, machine, age) = (number(pid), number(pod.machine), age(pod.age));
-        println!("{:<id$}  {name:<width$}  {pid:>8}  {machine:>8}  {memory:>9}  {age:>8}  {program}", pod.name);
+        let machine = if pod.elsewhere { "elsewhere".to_owned() } else { number(pod.machine) };
+        let (pid, age) = (number(pid), age(pod.age));
+        println!("{:<id$}  {name:<width$}  {pid:>8}  {machine:>9}  {memory:>9}  {age:>8}  {program}", pod.name);
     }
     Ok(ExitCode::SUCCESS)
 }
