@@ -83,8 +83,7 @@ async fn story(version: Containerd) {
 
     // Ten pods want the image at the same time.
     try_join_all((0..10).map(|_| node.try_pull(&first, "cocoon", None))).await.unwrap();
-    let layers = layers(&lab, "first");
-    for layer in &layers {
+    for layer in &layers(&lab, "first") {
         assert!(!node.ctr(&["content", "ls", "-q"]).contains(layer), "containerd has fetched {layer}");
         assert_eq!(requests(&registry, layer), 1, "{layer}");
         let blob = blob(&node, layer).await.unwrap();
@@ -112,6 +111,21 @@ async fn story(version: Containerd) {
     node.pull(&ordinary).await;
     assert_eq!(container(&node, &ordinary, "four")["volume_type"], "image_guest_pull");
     assert_eq!(fs::read_dir(node.folder().join("snapshotter/unpacking")).unwrap().count(), 0);
+
+    // A mirror by its name, which only the node's /etc/hosts knows.
+    node.shell("echo '10.0.2.2 mirror.test' >> /etc/hosts");
+    let hosts = node.folder().join("registries").join(registry.host()).join("hosts.toml");
+    let was = fs::read_to_string(&hosts).unwrap();
+    let port = registry.host().rsplit(':').next().unwrap().to_owned();
+    let mirror =
+        format!("[host.\"https://mirror.test:{port}\"]\ncapabilities = [\"pull\", \"resolve\"]\nskip_verify = true\n");
+    fs::write(&hosts, mirror).unwrap();
+    let by_name = registry.push(Image::busybox(&lab, "by-name", "sleep 5").layout(), "by-name");
+    snapshotter.pull(&by_name).await;
+    for layer in &layers(&lab, "by-name") {
+        assert!(blob(&node, layer).await.is_some(), "{}", snapshotter.log());
+    }
+    fs::write(&hosts, was).unwrap();
 
     // containerd looks for a user's name in files that the node does not have.
     let image = Image::busybox(&lab, "named", "true");

@@ -201,8 +201,8 @@ fn client(host: &Host) -> Result<Client, String> {
         .user_agent(concat!("cocoon-snapshotter/", env!("CARGO_PKG_VERSION")))
         .connect_timeout(CONNECT)
         .read_timeout(STALL)
-        // The node's names are its resolver's.
-        .no_hickory_dns()
+        // Names are looked up in /etc/hosts and by /etc/resolv.conf. The C library's way would load modules of the node's,
+        // which a program that is linked statically can't.
         .tls_certs_merge(bundles.map_err(unusable)?.into_iter().flatten())
         .tls_danger_accept_invalid_certs(host.skip_verify)
         .build()
