@@ -118,11 +118,9 @@ impl Node {
         let annotations = [("io.containerd.cri.runtime-handler".to_owned(), handler.to_owned())].into();
         let sandbox = cri::PodSandboxConfig { annotations, ..Default::default() };
         let image = cri::ImageSpec { runtime_handler: handler.to_owned(), ..image_spec(image) };
-        let account = account.and_then(|account| account.split_once(':')).map(|(user, password)| cri::AuthConfig {
-            username: user.to_owned(),
-            password: password.to_owned(),
-            ..Default::default()
-        });
+        let account = account
+            .and_then(|account| account.split_once(':'))
+            .map(|(user, password)| cri::AuthConfig { username: user.to_owned(), password: password.to_owned() });
         let request = cri::PullImageRequest {
             image: Some(image),
             auth: account,
