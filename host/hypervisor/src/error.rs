@@ -61,9 +61,7 @@ pub enum Error {
     #[error("boot: the guest did not come up: {0}; next: {next}", next = .0.after_boot())]
     GuestEnded(Box<ExitReason>),
     /// The guest's kernel panicked and did not end the VM.
-    #[error(
-        "boot: the guest did not come up: kernel panic: {0}; next: see the end of its console with \"cocoon doctor\""
-    )]
+    #[error("boot: the guest did not come up: kernel panic: {0}; next: {next}", next = after(&[.0]))]
     GuestPanicked(String),
     /// The guest was not ready in time.
     #[error(
@@ -110,7 +108,11 @@ impl ExitReason {
     fn after_refusal(&self) -> &'static str {
         if self.stderr.iter().any(|line| line.contains("is too large")) {
             "give the guest more memory"
-        } else if self.stderr.iter().any(|line| line.contains("Cannot allocate memory") || line.contains("phys-bits too low")) {
+        } else if self
+            .stderr
+            .iter()
+            .any(|line| line.contains("Cannot allocate memory") || line.contains("phys-bits too low"))
+        {
             "give the pod less memory, or the node more"
         } else {
             "check the guest image, and that QEMU is 7.2 or newer"
@@ -119,17 +121,23 @@ impl ExitReason {
 
     /// What to do about a guest that ended while it booted.
     fn after_boot(&self) -> &'static str {
-        let said = |words: &str| self.console.iter().chain(&self.kernel_panic).any(|line| line.contains(words));
-        if said("Out of memory") || said("out of memory") || said("deadlocked on memory") || said("write error") {
-            "give the guest more memory"
-        } else if self.status.success() && self.console.is_empty() && self.kernel_panic.is_none() {
+        if self.status.success() && self.console.is_empty() && self.kernel_panic.is_none() {
             // A kernel that does not fit resets the machine before it has a console.
-            "give the guest more memory, or check that the guest image is whole"
-        } else if said("unable to mount root") || said("Unable to mount root") || said("No working init") {
-            "check that the initramfs is the guest image's own"
-        } else {
-            "see the end of its console with \"cocoon doctor\""
+            return "give the guest more memory, or check that the guest image is whole";
         }
+        after(&self.console.iter().chain(&self.kernel_panic).collect::<Vec<_>>())
+    }
+}
+
+/// What to do about a guest that said this while it booted.
+fn after(lines: &[&String]) -> &'static str {
+    let said = |words: &str| lines.iter().any(|line| line.contains(words));
+    if said("Out of memory") || said("out of memory") || said("deadlocked on memory") || said("write error") {
+        "give the guest more memory"
+    } else if said("unable to mount root") || said("Unable to mount root") || said("No working init") {
+        "check that the initramfs is the guest image's own"
+    } else {
+        "see the end of its console with \"cocoon doctor\""
     }
 }
 
@@ -173,6 +181,19 @@ mod tests {
         ] {
             assert_eq!(reason.to_string(), text);
         }
+    }
+
+    #[test]
+    fn a_panic_has_the_same_next_step_whether_it_ended_the_machine_or_not() {
+        let reason = ExitReason {
+            status: ExitStatus::from_raw(0),
+            kernel_panic: Some("System is deadlocked on memory".to_owned()),
+            stderr: Vec::new(),
+            console: Vec::new(),
+        };
+        let panicked = Error::GuestPanicked("System is deadlocked on memory".to_owned()).to_string();
+        assert_eq!(panicked, Error::GuestEnded(Box::new(reason)).to_string());
+        assert!(panicked.ends_with("next: give the guest more memory"), "{panicked}");
     }
 
     #[test]
