@@ -6,7 +6,6 @@ use oci_spec::distribution::Reference;
 use serde::Deserialize;
 use wire::image_reference::parse_reference;
 
-
 /// How the signed name must relate to the name that was asked for.
 ///
 /// Source: containers-policy.json(5), "signedIdentity".

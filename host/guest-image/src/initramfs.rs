@@ -41,7 +41,18 @@ pub(crate) const MODULES: &[&[&str]] = &[
     &["vmw_vsock_virtio_transport", "virtio_blk"],
     &["virtio_net"],
     &["tsm", "tdx_guest", "sev_guest"],
-    &["overlay", "dm_crypt", "dm_integrity", "dm_verity", "xts", "authenc", "aesni_intel", "sha256_ssse3", "erofs", "loop"],
+    &[
+        "overlay",
+        "dm_crypt",
+        "dm_integrity",
+        "dm_verity",
+        "xts",
+        "authenc",
+        "aesni_intel",
+        "sha256_ssse3",
+        "erofs",
+        "loop",
+    ],
 ];
 
 const FOLDERS: [(&str, u32); 10] = [
