@@ -1,6 +1,6 @@
 //! Many pods, at once and one after the other.
 
-use std::fs;
+use std::{fs, io};
 
 use futures::future::join_all;
 use tests::node::{Cocoon, Containerd, Snapshotter};
@@ -53,7 +53,7 @@ async fn pods_that_come_and_go_leave_nothing_in_the_node_s_services() {
     let after = services.map(Use::of);
     eprintln!("containerd and snapshotter after {count} pods: {before:?} became {after:?}");
     for (before, after) in before.iter().zip(&after) {
-        assert!(after.files <= before.files, "{before:?} became {after:?}");
+        assert!(after.files.len() <= before.files.len(), "{before:?} became {after:?}");
         assert!(after.threads <= before.threads + SPARE_THREADS, "{before:?} became {after:?}");
     }
     // containerd's heap grows and shrinks as its collector likes.
@@ -63,21 +63,33 @@ async fn pods_that_come_and_go_leave_nothing_in_the_node_s_services() {
 /// What a process uses.
 #[derive(Debug)]
 struct Use {
-    files: usize,
+    /// What is open, by the kernel's names for it.
+    files: Vec<String>,
     threads: usize,
     kib: u64,
 }
 
 impl Use {
     fn of(pid: u32) -> Self {
-        let count = |folder: &str| fs::read_dir(format!("/proc/{pid}/{folder}")).unwrap().count();
+        let entries = |folder: &str| fs::read_dir(format!("/proc/{pid}/{folder}")).unwrap();
+        // One may be closed meanwhile.
+        let open = |entry: io::Result<fs::DirEntry>| fs::read_link(entry.ok()?.path()).ok();
+        let mut files: Vec<_> = entries("fd").filter_map(open).map(|file| file.display().to_string()).collect();
+        // containerd keeps each pull's connection to the registry for half a minute.
+        let connections = fs::read_to_string(format!("/proc/{pid}/net/tcp")).unwrap();
+        let inodes = connections.lines().skip(1).filter_map(|line| line.split_whitespace().nth(INODE));
+        let passing: Vec<_> = inodes.map(|inode| format!("socket:[{inode}]")).collect();
+        files.retain(|file| !passing.contains(file));
+        files.sort();
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
         let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
         let kib = resident.trim().trim_end_matches(" kB").parse().unwrap();
-        Self { files: count("fd"), threads: count("task"), kib }
+        Self { files, threads: entries("task").count(), kib }
     }
 }
 
+/// A column of `/proc/net/tcp`.
+const INODE: usize = 9;
 /// containerd's runtime starts one now and then, and keeps it.
 const SPARE_THREADS: usize = 4;
 /// What the snapshotter may have more resident at the end: the blobs and snapshots are the same for each pod.
