@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use agent::{Agent, AgentConfig, Drivers, Policy};
+use agent::{Agent, AgentConfig, AgentEvent, Drivers, Policy};
 use attestation_agent::{AaConfig, AttestationAgent, process};
 use data_hub::{CdhConfig, DataHub};
 use evidence::Attester;
 use tokio::sync::watch;
 
 use crate::images::HubImages;
+use crate::roles;
 use crate::secrets::HubSecrets;
 
 /// Runs the agent until it is told to end. The first of `arguments` is the program's name, and there are no others.
@@ -50,9 +51,16 @@ async fn serve() -> Result<(), Error> {
         drivers: watch::channel(Drivers::All).1,
         version: env!("CARGO_PKG_VERSION").to_owned(),
     })?);
-    let address = variable("KATA_AGENT_SERVER_ADDR");
+    let address = variable("KATA_AGENT_SERVER_ADDR").unwrap_or_else(|| roles::AGENT.to_owned());
+    let mut events = agent.events();
+    let tell = async {
+        roles::wait_for(&mut events, |event| *event == AgentEvent::Listening).await;
+        tracing::info!(address, "listening");
+        std::future::pending().await
+    };
     tokio::select! {
-        outcome = agent.serve(address.as_deref().unwrap_or(crate::roles::AGENT)) => Ok(outcome?),
+        outcome = agent.serve(&address) => Ok(outcome?),
+        outcome = tell => outcome,
         outcome = agent::reap_orphans() => outcome.map_err(Error::Orphans),
     }
 }

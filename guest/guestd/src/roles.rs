@@ -146,7 +146,7 @@ async fn blocking(work: impl FnOnce() -> Result<(), kernel_modules::Error> + Sen
 }
 
 /// Waits until the agent has come to an event like this.
-async fn wait_for(events: &mut broadcast::Receiver<AgentEvent>, wanted: impl Fn(&AgentEvent) -> bool) {
+pub(crate) async fn wait_for(events: &mut broadcast::Receiver<AgentEvent>, wanted: impl Fn(&AgentEvent) -> bool) {
     loop {
         match events.recv().await {
             Ok(event) if wanted(&event) => break,

@@ -4,10 +4,12 @@
 #![allow(clippy::unwrap_used)]
 
 use std::os::unix::fs::symlink;
+use std::process::Stdio;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 use ttrpc::r#async::Client;
 use ttrpc::{Code, context};
@@ -275,16 +277,25 @@ impl Agent {
         command.args(["sh", "-c", "mount -t tmpfs run /run && \"$0\""]).arg(program).kill_on_drop(true);
         command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
         command.env("KATA_AGENT_SERVER_ADDR", &address).env("KATA_AGENT_LOG_LEVEL", "debug");
-        let process = command.spawn().unwrap();
-        let connect = async {
-            loop {
-                match Client::connect(&address).await {
-                    Ok(client) => break client,
-                    Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+        let mut process = command.stderr(Stdio::piped()).spawn().unwrap();
+        let mut log = BufReader::new(process.stderr.take().unwrap()).lines();
+        let listens = async {
+            while let Some(line) = log.next_line().await.unwrap() {
+                if line.contains("listening") {
+                    return;
                 }
+                eprintln!("{line}");
             }
+            panic!("the agent ended");
         };
-        let client = tokio::time::timeout(DEADLINE, connect).await.expect("the agent listens");
+        tokio::time::timeout(DEADLINE, listens).await.expect("the agent listens");
+        // Read on, or its log would block it.
+        tokio::spawn(async move {
+            while let Ok(Some(line)) = log.next_line().await {
+                eprintln!("{line}")
+            }
+        });
+        let client = Client::connect(&address).await.unwrap();
         let (health, client) = (HealthClient::new(client.clone()), AgentServiceClient::new(client));
         Some(Self { _folder: folder, process, client, health })
     }
