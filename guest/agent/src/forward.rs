@@ -12,7 +12,8 @@ use futures::StreamExt as _;
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, copy_bidirectional};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
 use ttrpc::asynchronous::transport::Listener;
 use wire::port_forward::Answer;
 
@@ -29,14 +30,28 @@ impl Agent {
     pub async fn serve_ports(self: Arc<Self>, address: &str, withheld: &'static [u16]) -> Result<(), Error> {
         let failed = |error: io::Error| Error::Listen(address.to_owned(), ttrpc::Error::Others(error.to_string()));
         let mut listener = Listener::bind(address).map_err(failed)?;
-        while let Some(host) = listener.next().await {
-            let agent = Arc::clone(&self);
-            tokio::spawn(async move {
-                if let Err(error) = agent.forward(host.map_err(io::Error::other)?, withheld).await {
-                    tracing::debug!(%error, "a forwarded port's connection ended");
-                }
-                Ok::<_, io::Error>(())
-            });
+        let mut carried = JoinSet::new();
+        loop {
+            tokio::select! {
+                // Further hosts wait: each one takes descriptors that the guest needs.
+                host = listener.next(), if carried.len() < AT_ONCE => match host {
+                    Some(Ok(host)) => {
+                        let agent = Arc::clone(&self);
+                        carried.spawn(async move {
+                            if let Err(error) = agent.forward(host, withheld).await {
+                                tracing::debug!(%error, "a forwarded port's connection ended");
+                            }
+                        });
+                    }
+                    Some(Err(error)) => {
+                        tracing::warn!(%error, "a host that wants a port is lost");
+                        // Where descriptors are short, the next attempt would fail at once.
+                        sleep(PAUSE).await;
+                    }
+                    None => break,
+                },
+                Some(_) = carried.join_next() => {}
+            }
         }
         Err(failed(io::ErrorKind::BrokenPipe.into()))
     }
@@ -76,6 +91,9 @@ async fn connect(port: u16) -> Option<TcpStream> {
 const RULE: &str = "PortForwardRequest";
 /// For a host to say which port it wants.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// As many as the shim carries for one pod.
+const AT_ONCE: usize = 256;
+const PAUSE: Duration = Duration::from_millis(100);
 
 #[cfg(test)]
 mod tests {

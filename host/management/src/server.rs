@@ -6,6 +6,7 @@ use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::stream::{once, unfold};
@@ -73,7 +74,16 @@ pub fn serve<O: Owner>(folder: &Path, owner: Arc<O>) -> io::Result<impl Future<O
     fs::set_permissions(&path, Permissions::from_mode(0o600))?;
     Ok(async move {
         let mut connections = tokio::task::JoinSet::new();
-        while let Ok((stream, _)) = listener.accept().await {
+        loop {
+            let stream = match listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::warn!(%error, "a management connection is lost");
+                    // Where descriptors are short, the next attempt would fail at once.
+                    tokio::time::sleep(PAUSE).await;
+                    continue;
+                }
+            };
             let owner = Arc::clone(&owner);
             connections.spawn(async move {
                 let service = service_fn(|request| {
@@ -172,6 +182,7 @@ fn respond(status: StatusCode, kind: &'static str, body: Body) -> Response<Body>
 pub const SOCKET: &str = "shim-monitor.sock";
 const OWN: [&str; 5] = ["/state", "/console", "/output", "/metrics", "/agent-url"];
 const LARGEST: usize = 64 << 10;
+const PAUSE: Duration = Duration::from_millis(100);
 const PLAIN: &str = "text/plain; charset=utf-8";
 const METRICS: &str = "text/plain; version=0.0.4";
 const JSON: &str = "application/json";
@@ -179,7 +190,6 @@ const JSON: &str = "application/json";
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::UnixStream;
 
