@@ -83,7 +83,7 @@ CreateContainerRequest if {
 	}
 }
 
-# The environment is kept, since commands in the container run with it.
+# Environment and user are kept, since commands in the container run with them.
 #
 # "images" is what the guest resolved the reference to, and exactly that digest is pulled afterwards. "image_process" is what
 # that image runs by itself.
@@ -95,7 +95,8 @@ CreateContainerRequest := {"allowed": true, "ops": ops} if {
 	digest == container.image_digest
 	its_command(container, input.OCI.Process)
 	its_world(container)
-	ops := [{"op": "add", "path": concat("/", ["/pstate", input.container_id]), "value": input.OCI.Process.Env}]
+	known := {"env": input.OCI.Process.Env, "user": input.OCI.Process.User}
+	ops := [{"op": "add", "path": concat("/", ["/pstate", input.container_id]), "value": known}]
 }
 
 # Without arguments the guest takes command, user and folder from the image.
@@ -103,6 +104,7 @@ its_command(container, process) if {
 	process.Args == []
 	container.args == []
 	process.User == null
+	input.string_user == null
 	process.Cwd in ["", "/"]
 	known_environment(container, process)
 	few_rights(process)
@@ -138,13 +140,36 @@ its_folder(process) if {
 	process.Cwd == "/"
 }
 
-its_user(_, process) if process.User == null
+its_user(_, process) if {
+	process.User == null
+	input.string_user == null
+}
 
 its_user(container, process) if {
+	input.string_user == null
 	process.User.UID == container.uid
 	process.User.GID == container.gid
 	every group in process.User.AdditionalGids {
 		group in container.groups
+	}
+}
+
+# The user that the image names, whom only the guest can look up. Then it does not look at the numbers.
+its_user(container, _) if {
+	input.string_user.uid != ""
+	concat(":", [part | some part in [input.string_user.uid, input.string_user.gid]; part != ""]) == input.image_process.user
+	its_further_groups(container)
+}
+
+its_user(container, _) if {
+	input.string_user.uid == format_int(container.uid, 10)
+	input.string_user.gid in ["", format_int(container.gid, 10)]
+	its_further_groups(container)
+}
+
+its_further_groups(container) if {
+	every group in input.string_user.additionalGids {
+		group in [format_int(known, 10) | some known in container.groups]
 	}
 }
 
@@ -185,7 +210,6 @@ known_capabilities(capabilities) if {
 }
 
 its_world(container) if {
-	input.string_user == null
 	not input.sandbox_pidns
 	count(input.shared_mounts) == 0
 	count(input.OCI.Linux.Sysctl) == 0
@@ -258,13 +282,14 @@ GuestDetailsRequest := true
 
 TtyWinResizeRequest := true
 
-# A command that the host may run in a container stands in the data, word by word.
+# A command that the host may run in a container stands in the data, word by word, and runs as the container does.
 ExecProcessRequest if {
 	input.process.Args in policy_data.exec_commands
 	input.string_user == null
+	input.process.User == data.pstate[input.container_id].user
 	few_rights(input.process)
 	every variable in input.process.Env {
-		variable in data.pstate[input.container_id]
+		variable in data.pstate[input.container_id].env
 	}
 }
 

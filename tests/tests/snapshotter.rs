@@ -127,18 +127,7 @@ async fn story(version: Containerd) {
     }
     fs::write(&hosts, was).unwrap();
 
-    // containerd looks for a user's name in files that the node does not have.
-    let image = Image::busybox(&lab, "named", "true");
-    let name = format!("{}:latest", image.layout().display());
-    run("umoci", ["config", "--image", &name, "--config.user", "root"]);
-    let named = registry.push(image.layout(), "named");
-    snapshotter.pull(&named).await;
-    let initdata =
-        InitDataFiles::without_trustee(example_policy("debug", &named), &registry).annotation(&lab, "initdata");
-    let pod = node.pod("named").handler("cocoon").annotation(INITDATA, initdata).run().await;
-    let refused = pod.container("named", &named).create().await.err().unwrap();
-    assert!(refused.message().contains("next: set runAsUser"), "{refused}");
-    pod.remove().await;
+    users_are_the_image_s(&lab, &registry, &node, &snapshotter).await;
 
     for container in ["one", "two", "three", "four"] {
         node.ctr(&["containers", "rm", container]);
@@ -146,6 +135,44 @@ async fn story(version: Containerd) {
     let images = node.ctr(&["images", "ls", "--quiet"]);
     node.ctr(&[&["images", "rm", "--sync"], &images.lines().collect::<Vec<_>>()[..]].concat());
     assert_eq!(snapshots(&node, "cocoon"), [""; 0]);
+}
+
+/// A user whom an image names is looked up in its guest, since the node has none of the image's files, and the owner's policy
+/// lets nobody else in.
+async fn users_are_the_image_s(lab: &Lab, registry: &Registry, node: &Node, snapshotter: &Snapshotter<'_>) {
+    for (number, (user, expected)) in
+        [("web", "1234:2345 2345 3456"), ("web:staff", "1234:3456 3456"), ("1234", "1234:2345 2345 3456")]
+            .iter()
+            .enumerate()
+    {
+        let name = format!("named-{number}");
+        let image = Image::busybox(lab, &name, "echo as $(id -u):$(id -g) $(id -G); exec sleep 3600");
+        let etc = lab.path().join("etc");
+        fs::create_dir_all(&etc).unwrap();
+        fs::write(etc.join("passwd"), "root:x:0:0::/:/bin/sh\nweb:x:1234:2345::/:/bin/sh\n").unwrap();
+        fs::write(etc.join("group"), "root:x:0:\nweb:x:2345:\nstaff:x:3456:web\n").unwrap();
+        let layout = format!("{}:latest", image.layout().display());
+        run("umoci", ["insert", "--rootless", "--image", &layout, &etc.display().to_string(), "/etc"]);
+        run("umoci", ["config", "--image", &layout, "--config.user", user]);
+        let named = registry.push(image.layout(), &name);
+        snapshotter.pull(&named).await;
+        // What it knows of names it has from containerd, at any time.
+        snapshotter.wipe_and_restart();
+        let policy = example_policy("exec-and-logs", &named);
+        let policy = policy.replace("\"exec_commands\": []", "\"exec_commands\": [[\"id\", \"-u\"]]");
+        let initdata = InitDataFiles::without_trustee(policy, registry).annotation(lab, "initdata");
+        let pod = node.pod(&name).handler("cocoon").annotation(INITDATA, initdata).run().await;
+
+        let container = pod.container("app", &named).start().await;
+
+        container.said(&format!("as {expected}"), LIMIT).await;
+        assert_eq!(container.exec(&["id", "-u"]).await.stdout, "1234\n");
+        let root = pod.container("root", &named).user(0, 0, &[]).create().await.unwrap();
+        assert!(root.start().await.is_ok(), "the pod's own wish is the policy's to allow");
+        let other = pod.container("other", &named).user(7, 7, &[]).create().await.unwrap();
+        assert!(other.start().await.unwrap_err().message().contains("blocked by policy"));
+        pod.remove().await;
+    }
 }
 
 /// Creates a container, which makes containerd look into its root, and returns the order for its guest.

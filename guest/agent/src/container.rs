@@ -6,8 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::process::Signal;
+use serde_json::Value;
 use tokio::sync::RwLock;
 use wire_ttrpc::agent::ExecProcessRequest;
+use wire_ttrpc::oci;
 use zeroize::Zeroizing;
 
 use crate::cgroup::Cgroup;
@@ -28,12 +30,20 @@ pub(crate) struct Container {
     init: Process,
     /// Where the container's programs say why they end.
     termination_log: Option<PathBuf>,
+    user: RunsAs,
     copies: Vec<PathBuf>,
     volumes: Mutex<Held>,
     started: Mutex<bool>,
     commands: Mutex<HashMap<Id, Command>>,
     /// Held while a command enters; closed before what belongs to the container is removed.
     entrance: RwLock<Entrance>,
+}
+
+/// Who the container was asked to run as, in numbers, and who it runs as. They differ where the image says who that is.
+#[derive(Default)]
+pub(crate) struct RunsAs {
+    pub(crate) asked: Option<oci::User>,
+    pub(crate) is: Value,
 }
 
 enum Entrance {
@@ -110,11 +120,12 @@ impl Container {
         first: &str,
         terminal: bool,
         termination_log: Option<PathBuf>,
+        user: RunsAs,
         copies: Vec<PathBuf>,
     ) -> Result<Self, Fault> {
         let (child, streams) = home.helper.create(&home.id, &home.bundle, terminal).await?;
         let init = Process::watch(child, streams);
-        Ok(Self { termination_log, copies, ..Self::new(home, first, init) })
+        Ok(Self { termination_log, user, copies, ..Self::new(home, first, init) })
     }
 
     /// Makes the pod's own process. It has nothing to run when it is started, and uses too little to be in a control group.
@@ -130,6 +141,7 @@ impl Container {
             home,
             init,
             termination_log: None,
+            user: RunsAs::default(),
             copies: Vec::new(),
             volumes: Mutex::default(),
             started: Mutex::new(false),
@@ -200,7 +212,11 @@ impl Container {
             return Err(spec::Error::Unsupported("streams on ports").into());
         }
         let rootfs = self.home.rootfs();
-        let described = spec::process(process, request.string_user.as_ref(), &ImageProcess::default(), &rootfs)?;
+        let mut described = spec::process(process, request.string_user.as_ref(), &ImageProcess::default(), &rootfs)?;
+        if request.string_user.is_none() && process.User.as_ref() == self.user.asked.as_ref() {
+            // Whoever asks as for the container means its user.
+            described["user"] = self.user.is.clone();
+        }
         // The environment may have secrets in it.
         let described = Zeroizing::new(described.to_string().into_bytes());
         let entrance = self.entrance.read().await;

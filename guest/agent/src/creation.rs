@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use wire_ttrpc::agent::{CreateContainerRequest, Storage};
 
 use crate::agent::{Agent, AgentEvent};
-use crate::container::{Container, Home};
+use crate::container::{Container, Home, RunsAs};
 use crate::devices::{Address, Disk};
 use crate::disks::DiskError;
 use crate::fault::Fault;
@@ -188,8 +188,10 @@ impl Agent {
         write_config(home.bundle(), &config)?;
         let terminal = config["process"]["terminal"] == true;
         let log = spec::termination_log(request, &config);
-        let container =
-            Container::create(home.clone(), &request.exec_id, terminal, log, self.copies_for(request)).await?;
+        let asked = request.OCI.Process.User.as_ref().cloned();
+        let user = RunsAs { asked, is: config["process"]["user"].clone() };
+        let copies = self.copies_for(request);
+        let container = Container::create(home.clone(), &request.exec_id, terminal, log, user, copies).await?;
         self.share_pids(&container, request)?;
         Ok(container)
     }

@@ -21,6 +21,8 @@ pub(crate) struct Distribution {
     templates: Option<[&'static str; 2]>,
     /// The first line of a main configuration that is made at each start.
     managed: Option<&'static str>,
+    /// containerd's socket.
+    pub(crate) socket: &'static str,
     /// What systemd restarts for containerd to read its configuration, of which a node has one.
     pub(crate) services: &'static [&'static str],
 }
@@ -115,6 +117,7 @@ pub(crate) const PLAIN: Distribution = Distribution {
     drop_in: "/etc/containerd/conf.d/cocoon.toml",
     templates: None,
     managed: None,
+    socket: "/run/containerd/containerd.sock",
     services: &["containerd.service"],
 };
 
@@ -130,6 +133,7 @@ const DISTRIBUTIONS: [Distribution; 4] = [
             "/var/lib/rancher/k3s/agent/etc/containerd/config-v3.toml.tmpl",
         ]),
         managed: None,
+        socket: "/run/k3s/containerd/containerd.sock",
         services: &["k3s.service", "k3s-agent.service"],
     },
     Distribution {
@@ -143,6 +147,7 @@ const DISTRIBUTIONS: [Distribution; 4] = [
             "/var/lib/rancher/rke2/agent/etc/containerd/config-v3.toml.tmpl",
         ]),
         managed: None,
+        socket: "/run/k3s/containerd/containerd.sock",
         services: &["rke2-server.service", "rke2-agent.service"],
     },
     Distribution {
@@ -153,6 +158,7 @@ const DISTRIBUTIONS: [Distribution; 4] = [
         drop_in: "/etc/k0s/containerd.d/cocoon.toml",
         templates: None,
         managed: Some("# k0s_managed=true"),
+        socket: "/run/k0s/containerd.sock",
         services: &["k0sworker.service", "k0scontroller.service"],
     },
     Distribution {
@@ -163,6 +169,7 @@ const DISTRIBUTIONS: [Distribution; 4] = [
         drop_in: "/var/snap/microk8s/current/args/containerd.d/cocoon.toml",
         templates: None,
         managed: None,
+        socket: "/var/snap/microk8s/common/run/containerd.sock",
         services: &["snap.microk8s.daemon-containerd.service"],
     },
 ];

@@ -168,7 +168,8 @@ impl Node {
         let handlers = Handlers { classes: classes.to_vec(), snapshotter };
         let mut changes = containerd.plan(&self.root, &handlers, &mut state.edits)?;
         if snapshotter {
-            changes.insert(0, Change::file(&self.root, UNIT, systemd::unit(containerd.place.services))?);
+            let place = containerd.place;
+            changes.insert(0, Change::file(&self.root, UNIT, systemd::unit(place.services, place.socket))?);
         }
         Ok(Plan { state, handlers, changes })
     }

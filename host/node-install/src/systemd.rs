@@ -10,11 +10,11 @@ pub(crate) fn is_there(root: &Root) -> bool {
     root.at("/run/systemd/system").is_dir()
 }
 
-/// The snapshotter's unit, which is started before these.
-pub(crate) fn unit(services: &[&str]) -> String {
+/// The snapshotter's unit, which is started before these, for the containerd of this socket.
+pub(crate) fn unit(services: &[&str], containerd: &str) -> String {
     format!(
         "# Written by \"cocoon node install\".\n[Unit]\nDescription=Cocoon's snapshotter, which leaves images to guests\n\
-         Before={}\n\n[Service]\nExecStart={CURRENT}/bin/cocoon-snapshotter\nRestart=always\n\n\
+         Before={}\n\n[Service]\nExecStart={CURRENT}/bin/cocoon-snapshotter --containerd {containerd}\nRestart=always\n\n\
          [Install]\nWantedBy=multi-user.target\n",
         services.join(" ")
     )

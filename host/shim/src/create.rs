@@ -17,6 +17,7 @@ use crate::image;
 use crate::io::{ProcessId, Stdio};
 use crate::machine::Machine;
 use crate::process::Process;
+use crate::users;
 use crate::volumes::Volumes;
 use crate::volumes::disks::Disks;
 use crate::{Error, Kind, Spec};
@@ -60,6 +61,10 @@ impl Creation<'_> {
                 storages.push(storage);
             }
         }
+        let named = match (&self.kind, &self.spec.process) {
+            (Kind::Sandbox, _) | (_, None) => None,
+            (_, Some(process)) => users::by_name(&process.user, &self.request.rootfs),
+        };
         storages.push(image::storage(&id, &self.kind, &self.spec, &self.request.rootfs)?);
 
         let mut held = Held { watchers: copy_all(guest, volumes.copies).await?, disks: Vec::new() };
@@ -68,6 +73,7 @@ impl Creation<'_> {
             let wish = CreateContainerRequest {
                 container_id: id.clone(),
                 exec_id: id.clone(),
+                string_user: named.into(),
                 devices,
                 storages,
                 sandbox_pidns: self.spec.shares_processes(),

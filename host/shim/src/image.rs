@@ -91,7 +91,8 @@ impl Volume {
 }
 
 const DRIVER: &str = "image_guest_pull";
-const VOLUME: &str = "io.katacontainers.volume=";
+/// What the option of a mount begins with that a snapshotter for guest pull gives.
+pub(crate) const VOLUME: &str = "io.katacontainers.volume=";
 /// What a snapshotter writes that was not told the image's name.
 const DUMMY: &str = "dummy-image-reference";
 

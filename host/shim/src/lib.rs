@@ -52,6 +52,7 @@ mod stats;
 mod task;
 #[cfg(test)]
 mod tests;
+mod users;
 mod volumes;
 
 pub use args::{Action, Arguments, USAGE};

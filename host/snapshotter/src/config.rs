@@ -23,6 +23,8 @@ pub struct Config {
     /// The node's own accounts for registries, in the form of Docker's `config.json`. Without that file, registries are
     /// asked as anybody may. Default `/var/lib/kubelet/config.json`.
     pub credentials: PathBuf,
+    /// containerd's own socket, where it is asked which users its images name. Default `/run/containerd/containerd.sock`.
+    pub containerd: PathBuf,
 }
 
 impl Config {
@@ -51,6 +53,7 @@ impl Default for Config {
             cache_mib: 20 << 10,
             registries: "/etc/containerd/certs.d".into(),
             credentials: "/var/lib/kubelet/config.json".into(),
+            containerd: "/run/containerd/containerd.sock".into(),
         }
     }
 }

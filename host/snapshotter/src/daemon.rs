@@ -9,11 +9,12 @@ use std::sync::Arc;
 use futures::stream;
 use tokio::net::UnixListener;
 use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener};
-use tonic::transport::Server as Grpc;
+use tonic::transport::{Endpoint, Server as Grpc};
 use wire::blob;
 
 use crate::cache::{self, Cache};
 use crate::config::Config;
+use crate::names::Names;
 use crate::prefetch::Prefetch;
 use crate::proto::containerd::services::snapshots::v1::snapshots_server::SnapshotsServer;
 use crate::server::Server;
@@ -41,11 +42,14 @@ impl Daemon {
     /// # Errors
     /// [`Error`].
     pub fn open(config: Config) -> Result<Self, Error> {
-        let Config { run_dir, state_dir, cache_mib, registries, credentials } = config;
+        let Config { run_dir, state_dir, cache_mib, registries, credentials, containerd } = config;
         let cache = Arc::new(Cache::open(state_dir.clone(), cache_mib.saturating_mul(1 << 20))?);
         let folder = |path: &Path, source: io::Error| Error::Folder { path: path.to_owned(), source };
         let unpacking = Unpacking::open(state_dir.join(UNPACKING)).map_err(|e| folder(&state_dir, e))?;
         std::fs::create_dir_all(&run_dir).map_err(|e| folder(&run_dir, e))?;
+        let containerd = Endpoint::from_shared(format!("unix:{}", containerd.display()))
+            .map_err(|_| Error::Address { path: containerd })?;
+        let names = Names::new(containerd, run_dir.join(EMPTY));
         let prefetch = Arc::new(Prefetch::new(Arc::clone(&cache), registries, credentials));
         // The port is the machine's, and so only for the one snapshotter that sandboxes know.
         let vsock = (run_dir == Config::default().run_dir && Path::new(VHOST_VSOCK).exists())
@@ -56,7 +60,7 @@ impl Daemon {
                 None
             });
         Ok(Self {
-            snapshotter: Snapshotter::new(unpacking, run_dir.join(EMPTY), prefetch),
+            snapshotter: Snapshotter::new(unpacking, names, prefetch),
             containerd: listen(run_dir.join(Self::CONTAINERD))?,
             server: Server::new(cache),
             guests: listen(run_dir.join(Self::GUESTS))?,
@@ -127,6 +131,12 @@ pub enum Error {
     #[error("socket {path}: another process serves it; next: stop that one, or choose another run_dir")]
     Running {
         /// The socket.
+        path: PathBuf,
+    },
+    /// containerd's own socket has no path that can be used.
+    #[error("containerd's socket {path}: that is no path of a socket; next: check the key containerd")]
+    Address {
+        /// The path.
         path: PathBuf,
     },
     /// containerd's socket is no longer served.

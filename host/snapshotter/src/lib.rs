@@ -19,6 +19,7 @@ mod config;
 mod credentials;
 mod daemon;
 mod hosts;
+mod names;
 mod prefetch;
 mod registry;
 mod server;
@@ -34,7 +35,7 @@ pub use cache::{Cache, Error as CacheError};
 pub use config::{Config, Error as ConfigError};
 pub use daemon::{Daemon, Error};
 
-/// containerd's service, generated from `proto/`.
+/// containerd's services, generated from `proto/`.
 #[allow(clippy::all, clippy::pedantic, dead_code, missing_docs)]
 mod proto {
     pub(crate) mod containerd {
@@ -42,6 +43,11 @@ mod proto {
             tonic::include_proto!("containerd.types");
         }
         pub(crate) mod services {
+            pub(crate) mod content {
+                pub(crate) mod v1 {
+                    tonic::include_proto!("containerd.services.content.v1");
+                }
+            }
             pub(crate) mod snapshots {
                 pub(crate) mod v1 {
                     tonic::include_proto!("containerd.services.snapshots.v1");

@@ -10,8 +10,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
-    let config = match config_path() {
-        Ok(Some(path)) => path,
+    let arguments = match Arguments::parse() {
+        Ok(Some(arguments)) => arguments,
         Ok(None) => return ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}\n{USAGE}");
@@ -20,7 +20,7 @@ fn main() -> ExitCode {
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr).init();
-    match run(config) {
+    match run(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("cocoon-snapshotter: {error}");
@@ -29,30 +29,42 @@ fn main() -> ExitCode {
     }
 }
 
-/// Where the configuration is; nothing if there is nothing to do.
-fn config_path() -> Result<Option<PathBuf>, lexopt::Error> {
-    use lexopt::prelude::*;
-    let mut path = PathBuf::from(Config::PATH);
-    let mut arguments = lexopt::Parser::from_env();
-    while let Some(argument) = arguments.next()? {
-        match argument {
-            Short('c') | Long("config") => path = arguments.value()?.into(),
-            Short('h') | Long("help") => {
-                println!("{USAGE}");
-                return Ok(None);
-            }
-            Short('V') | Long("version") => {
-                println!("cocoon-snapshotter {}", env!("CARGO_PKG_VERSION"));
-                return Ok(None);
-            }
-            other => return Err(other.unexpected()),
-        }
-    }
-    Ok(Some(path))
+struct Arguments {
+    config: PathBuf,
+    /// In the place of the configuration's.
+    containerd: Option<PathBuf>,
 }
 
-fn run(config: PathBuf) -> Result<(), Box<dyn std::error::Error>> {
-    let config = Config::read(&config)?;
+impl Arguments {
+    /// Nothing if there is nothing to do.
+    fn parse() -> Result<Option<Self>, lexopt::Error> {
+        use lexopt::prelude::*;
+        let mut this = Self { config: Config::PATH.into(), containerd: None };
+        let mut arguments = lexopt::Parser::from_env();
+        while let Some(argument) = arguments.next()? {
+            match argument {
+                Short('c') | Long("config") => this.config = arguments.value()?.into(),
+                Long("containerd") => this.containerd = Some(arguments.value()?.into()),
+                Short('h') | Long("help") => {
+                    println!("{USAGE}");
+                    return Ok(None);
+                }
+                Short('V') | Long("version") => {
+                    println!("cocoon-snapshotter {}", env!("CARGO_PKG_VERSION"));
+                    return Ok(None);
+                }
+                other => return Err(other.unexpected()),
+            }
+        }
+        Ok(Some(this))
+    }
+}
+
+fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
+    let mut config = Config::read(&arguments.config)?;
+    if let Some(containerd) = arguments.containerd {
+        config.containerd = containerd;
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build()?;
     runtime.block_on(async {
         let daemon = Daemon::open(config)?;
@@ -69,9 +81,10 @@ fn run(config: PathBuf) -> Result<(), Box<dyn std::error::Error>> {
 const USAGE: &str = "\
 Answers containerd's pulls for images that guests unpack, and keeps their blobs for all guests of this node.
 
-Usage: cocoon-snapshotter [--config FILE]
+Usage: cocoon-snapshotter [--config FILE] [--containerd SOCKET]
 
-  -c, --config FILE  default /etc/cocoon/snapshotter.toml; without that file, its defaults are used
+  -c, --config FILE    default /etc/cocoon/snapshotter.toml; without that file, its defaults are used
+  --containerd SOCKET  containerd's own socket, in the place of the configuration's
   -V, --version
   -h, --help";
 /// Hashing what is downloaded is all that takes time.

@@ -2,13 +2,12 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::unix::fs::symlink;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use futures::stream;
 use tonic::{Request, Response, Status};
 
+use crate::names::Names;
 use crate::prefetch::{Image, Prefetch};
 use crate::proto::containerd::services::snapshots::v1::snapshots_server::Snapshots as Service;
 use crate::proto::containerd::services::snapshots::v1::{
@@ -18,7 +17,7 @@ use crate::proto::containerd::services::snapshots::v1::{
     ViewSnapshotRequest, ViewSnapshotResponse,
 };
 use crate::proto::containerd::types::Mount;
-use crate::snapshots::{Snapshots, is_for_unpacking};
+use crate::snapshots::{Snapshots, is_for_unpacking, namespace};
 use crate::unpacking::Unpacking;
 use crate::volume;
 
@@ -26,48 +25,41 @@ use crate::volume;
 pub(crate) struct Snapshotter {
     snapshots: Snapshots,
     unpacking: Unpacking,
-    /// What containers' roots are while containerd looks at them: empty but for two links.
-    empty: PathBuf,
+    /// What containers' roots are while containerd looks at them: empty but for the names of users.
+    names: Names,
     prefetch: Arc<Prefetch>,
 }
 
 impl Snapshotter {
-    pub(crate) fn new(unpacking: Unpacking, empty: PathBuf, prefetch: Arc<Prefetch>) -> Self {
-        Self { snapshots: Snapshots::default(), unpacking, empty, prefetch }
+    pub(crate) fn new(unpacking: Unpacking, names: Names, prefetch: Arc<Prefetch>) -> Self {
+        Self { snapshots: Snapshots::default(), unpacking, names, prefetch }
     }
 
     /// A snapshot that something is to be written to, or whose parent is to be looked at.
-    fn open(&self, key: &str, parent: &str, kind: Kind, own: HashMap<String, String>) -> Result<Vec<Mount>, Status> {
+    async fn open(
+        &self,
+        snapshotter: &str,
+        key: &str,
+        parent: &str,
+        kind: Kind,
+        own: HashMap<String, String>,
+    ) -> Result<Vec<Mount>, Status> {
         // A parent that is not known is one of an earlier process; its name is all that was ever needed of it.
         let mut labels = self.snapshots.get(parent).labels;
         labels.remove(TARGET);
         labels.extend(own);
         self.snapshots.put(key.to_owned(), parent.to_owned(), kind, labels);
-        self.mounts_of(key)
+        self.mounts_of(snapshotter, key).await
     }
 
-    fn mounts_of(&self, key: &str) -> Result<Vec<Mount>, Status> {
+    async fn mounts_of(&self, snapshotter: &str, key: &str) -> Result<Vec<Mount>, Status> {
         if is_for_unpacking(key) {
             let folder = self.unpacking.make(key).map_err(|e| failed("folder for unpacking", &e))?;
             return Ok(vec![volume::bind(&folder, ["rbind", "rw"])]);
         }
-        // Somebody may have cleaned up /run.
-        self.make_root().map_err(|e| failed("empty folder", &e))?;
-        Ok(vec![volume::guest_pull(&self.empty, &self.snapshots.get(key).labels)])
-    }
-
-    /// Makes the root that containerd looks at. Where it would find users and groups by their names is a link that leads
-    /// nowhere: what it says then is what it could not open, and so the link's target tells the cause and the next step.
-    fn make_root(&self) -> io::Result<()> {
-        let etc = self.empty.join("etc");
-        std::fs::create_dir_all(&etc)?;
-        for file in ["passwd", "group"] {
-            match symlink(NO_NAMES, etc.join(file)) {
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                made => made?,
-            }
-        }
-        Ok(())
+        // Each time: somebody may have cleaned up /run, and images may have come.
+        let root = self.names.root(namespace(key), snapshotter).await.map_err(|e| failed("root of containers", &e))?;
+        Ok(vec![volume::guest_pull(&root, &self.snapshots.get(key).labels)])
     }
 }
 
@@ -78,9 +70,9 @@ impl Service for Snapshotter {
         &self,
         request: Request<PrepareSnapshotRequest>,
     ) -> Result<Response<PrepareSnapshotResponse>, Status> {
-        let PrepareSnapshotRequest { key, parent, labels, .. } = request.into_inner();
+        let PrepareSnapshotRequest { snapshotter, key, parent, labels } = request.into_inner();
         let Some(target) = labels.get(TARGET).cloned() else {
-            let mounts = self.open(&key, &parent, Kind::Active, labels)?;
+            let mounts = self.open(&snapshotter, &key, &parent, Kind::Active, labels).await?;
             return Ok(Response::new(PrepareSnapshotResponse { mounts }));
         };
         if let Some(image) = Image::from_labels(&labels) {
@@ -92,13 +84,14 @@ impl Service for Snapshotter {
     }
 
     async fn view(&self, request: Request<ViewSnapshotRequest>) -> Result<Response<ViewSnapshotResponse>, Status> {
-        let ViewSnapshotRequest { key, parent, labels, .. } = request.into_inner();
-        let mounts = self.open(&key, &parent, Kind::View, labels)?;
+        let ViewSnapshotRequest { snapshotter, key, parent, labels } = request.into_inner();
+        let mounts = self.open(&snapshotter, &key, &parent, Kind::View, labels).await?;
         Ok(Response::new(ViewSnapshotResponse { mounts }))
     }
 
     async fn mounts(&self, request: Request<MountsRequest>) -> Result<Response<MountsResponse>, Status> {
-        let mounts = self.mounts_of(&request.into_inner().key)?;
+        let MountsRequest { snapshotter, key } = request.into_inner();
+        let mounts = self.mounts_of(&snapshotter, &key).await?;
         Ok(Response::new(MountsResponse { mounts }))
     }
 
@@ -182,5 +175,3 @@ fn failed(stage: &str, error: &io::Error) -> Status {
 /// The name under which containerd will look for the layer that it is about to pull.
 const TARGET: &str = "containerd.io/snapshot.ref";
 const LISTED_AT_ONCE: usize = 100;
-const NO_NAMES: &str =
-    "users by name are in the image, which only its guest has; next: set runAsUser and runAsGroup in the pod";

@@ -65,6 +65,11 @@ pub(crate) fn is_for_unpacking(name: &str) -> bool {
     key(name).starts_with("extract-")
 }
 
+/// The namespace of containerd's that a snapshot belongs to.
+pub(crate) fn namespace(name: &str) -> &str {
+    name.split_once('/').map_or("", |(namespace, _)| namespace)
+}
+
 fn told_by(name: &str) -> Info {
     let kind = if is_layer(name) { Kind::Committed } else { Kind::Active };
     Info { name: name.to_owned(), kind: kind.into(), ..Default::default() }

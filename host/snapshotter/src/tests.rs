@@ -136,6 +136,8 @@ fn start(folder: &Path, cache_mib: u64) -> Runtime {
         cache_mib,
         registries: folder.join("certs.d"),
         credentials: folder.join("config.json"),
+        // None is there: what can't be asked is done without.
+        containerd: folder.join("none.sock"),
     };
     let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let daemon = {

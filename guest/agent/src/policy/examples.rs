@@ -27,6 +27,8 @@ struct Asked {
     request: CreateContainerRequest,
     digest: String,
     pause: bool,
+    /// Whom the image names.
+    image_user: &'static str,
 }
 
 impl Asked {
@@ -69,7 +71,7 @@ impl Asked {
             OCI: MessageField::some(spec),
             ..Default::default()
         };
-        Self { request, digest: DIGEST.into(), pause: false }
+        Self { request, digest: DIGEST.into(), pause: false, image_user: "" }
     }
 
     fn process(&mut self) -> &mut oci::Process {
@@ -82,8 +84,8 @@ impl Asked {
 
     fn ask(&self, policy: &Policy) -> Result<(), Denial> {
         let mut input = self.request.input();
-        let process =
-            json!({"args": ["/app", "serve"], "env": ["PATH=/app/bin", "MODE=image"], "cwd": "/srv", "user": ""});
+        let (args, env) = (["/app", "serve"], ["PATH=/app/bin", "MODE=image"]);
+        let process = json!({"args": args, "env": env, "cwd": "/srv", "user": self.image_user});
         input["images"] = if self.pause { json!({}) } else { json!({"app:1": self.digest}) };
         input["image_process"] = if self.pause { serde_json::Value::Null } else { process };
         input["guest_pause"] = json!(self.pause);
@@ -126,7 +128,7 @@ fn a_pod_of_containerd_s_asking_is_allowed_and_so_is_one_without_a_word() {
 fn the_host_changes_nothing_under_the_strict_policy() {
     let policy = policy("strict.rego");
     type Change = fn(&mut Asked);
-    let changes: [(&str, Change); 28] = [
+    let changes: [(&str, Change); 29] = [
         ("digest", |it| it.digest = DIGEST.replace('1', "2")),
         ("argument", |it| it.process().Args.push("--debug".into())),
         ("command", |it| it.process().Args = vec!["/bin/sh".into()]),
@@ -141,6 +143,10 @@ fn the_host_changes_nothing_under_the_strict_policy() {
         ("user", |it| it.process().User.mut_or_insert_default().UID = 7),
         ("group", |it| it.process().User.mut_or_insert_default().AdditionalGids.push(7)),
         ("user by name", |it| it.request.string_user.mut_or_insert_default().uid = "web".into()),
+        ("user by no name", |it| {
+            it.request.string_user.mut_or_insert_default().gid = String::new();
+            it.process().User.mut_or_insert_default().UID = 7;
+        }),
         ("capability", |it| {
             it.process().Capabilities.mut_or_insert_default().Bounding.push("CAP_SYS_ADMIN".into());
         }),
@@ -190,6 +196,35 @@ fn the_host_changes_nothing_under_the_strict_policy() {
 }
 
 #[test]
+fn a_user_by_name_is_the_image_s_and_nobody_else() {
+    for name in ["strict.rego", "exec-and-logs.rego"] {
+        let policy = policy(name);
+        for (image, uid, gid, more, allowed) in [
+            ("web", "web", "", &["10"][..], true),
+            ("web:staff", "web", "staff", &[], true),
+            ("65532", "65532", "", &[], true),
+            // The pod's own wish, which stands in the policy.
+            ("web", "0", "", &[], true),
+            ("web", "root", "", &[], false),
+            ("web", "web", "root", &[], false),
+            ("web:staff", "web", "", &[], false),
+            ("web", "web", "", &["7"], false),
+            ("web", "", "", &[], false),
+            ("", "", "", &[], false),
+            ("", "", "web", &[], false),
+        ] {
+            let mut asked = Asked { image_user: image, ..Asked::new() };
+            // A number that stands for the name, on which the guest does not look.
+            asked.process().User.mut_or_insert_default().UID = 0x6000_0001;
+            let user = asked.request.string_user.mut_or_insert_default();
+            (user.uid, user.gid) = (uid.into(), gid.into());
+            user.additionalGids = more.iter().map(ToString::to_string).collect();
+            assert_eq!(asked.ask(&policy).is_ok(), allowed, "{name}: {image:?} as {uid:?}:{gid:?} {more:?}");
+        }
+    }
+}
+
+#[test]
 fn a_disk_of_the_node_is_only_for_what_the_guest_encrypts() {
     let disk = |driver_options: &[&str]| Storage {
         driver: "blk".into(),
@@ -226,7 +261,8 @@ fn a_disk_of_the_node_is_only_for_what_the_guest_encrypts() {
 fn commands_ports_and_output_are_the_owner_s_to_allow() {
     let exec = |args: &[&str], env: &[&str]| {
         let words = |words: &[&str]| -> Vec<String> { words.iter().map(ToString::to_string).collect() };
-        let process = oci::Process { Args: words(args), Env: words(env), ..Default::default() };
+        let user = MessageField::some(oci::User { AdditionalGids: vec![0, 10], ..Default::default() });
+        let process = oci::Process { Args: words(args), Env: words(env), User: user, ..Default::default() };
         let process = MessageField::some(process);
         ExecProcessRequest { container_id: "c1".into(), process, ..Default::default() }.input()
     };
@@ -255,6 +291,9 @@ fn commands_ports_and_output_are_the_owner_s_to_allow() {
     for (args, env) in [(&["ls"][..], &[][..]), (&["sh"], &[]), (&["ls", "-l"], &["LD_PRELOAD=/x"])] {
         assert!(policy.decide(ExecProcessRequest::NAME, exec(args, env)).is_err(), "{args:?}");
     }
+    let mut other = exec(&["ls", "-l"], &["MODE=image"]);
+    other["process"]["User"]["UID"] = json!(7);
+    assert!(policy.decide(ExecProcessRequest::NAME, other).is_err(), "another user than the container's");
 }
 
 #[test]
