@@ -1,7 +1,8 @@
 # Policy of a pod that shows its output to the host, and lets it run the commands that stand here. Images are named by their
 # digest, and each runs the command that is its own. A request without a rule here is denied.
 #
-# The data comes first and the rules follow: to adapt this policy, change the data only.
+# The data comes first and the rules follow: to adapt this policy, change the data only. "uid" and "gid" are numbers, or "image":
+# whom the image names, looked up in the image by the guest.
 package agent_policy
 
 import rego.v1
@@ -12,8 +13,8 @@ policy_data := {
       "image_digest": "sha256:REPLACE_WITH_THE_DIGEST_OF_YOUR_IMAGE",
       "args": [],
       "env": [],
-      "uid": 0,
-      "gid": 0,
+      "uid": "image",
+      "gid": "image",
       "groups": [0, 10],
       "mounts": ["/var/run/secrets/kubernetes.io/serviceaccount"]
     }
@@ -105,6 +106,7 @@ its_command(container, process) if {
 	container.args == []
 	process.User == null
 	input.string_user == null
+	is_the_image_s(container)
 	process.Cwd in ["", "/"]
 	known_environment(container, process)
 	few_rights(process)
@@ -140,37 +142,84 @@ its_folder(process) if {
 	process.Cwd == "/"
 }
 
-its_user(_, process) if {
-	process.User == null
-	input.string_user == null
-}
-
+# By its number. A number alone says nothing of the group that the image gives it, so that has to be one, too.
 its_user(container, process) if {
 	input.string_user == null
 	process.User.UID == container.uid
 	process.User.GID == container.gid
-	every group in process.User.AdditionalGids {
+	its_further_groups(container, process.User.AdditionalGids)
+}
+
+# By its name, which only the guest can look up. Then it does not look at the numbers.
+its_user(container, _) if {
+	input.string_user.uid == user_name(container)
+	input.string_user.uid != ""
+	its_group(container, input.string_user.gid)
+	every group in input.string_user.additionalGids {
+		group in [format_int(known, 10) | some known in container.groups]
+	}
+}
+
+# Whoever asks for nobody gets the image's user.
+its_user(container, process) if {
+	process.User == null
+	input.string_user == null
+	is_the_image_s(container)
+}
+
+# Kubernetes says the number of root where the image says nothing.
+its_user(container, process) if {
+	container.uid == "image"
+	input.string_user == null
+	input.image_process.user in root
+	process.User.UID == 0
+	its_group(container, format_int(process.User.GID, 10))
+	its_further_groups(container, process.User.AdditionalGids)
+}
+
+root := ["", "0", "0:0"]
+
+user_name(container) := split(input.image_process.user, ":")[0] if container.uid == "image"
+
+user_name(container) := format_int(container.uid, 10) if is_number(container.uid)
+
+its_group(container, group) if {
+	is_number(container.gid)
+	group == format_int(container.gid, 10)
+}
+
+# No group is the one that the image gives the user.
+its_group(container, group) if {
+	container.gid == "image"
+	group == ""
+}
+
+its_group(container, group) if {
+	container.gid == "image"
+	group == split(input.image_process.user, ":")[1]
+}
+
+its_group(container, group) if {
+	container.gid == "image"
+	input.image_process.user in root
+	group == "0"
+}
+
+its_further_groups(container, groups) if {
+	every group in groups {
 		group in container.groups
 	}
 }
 
-# The user that the image names, whom only the guest can look up. Then it does not look at the numbers.
-its_user(container, _) if {
-	input.string_user.uid != ""
-	concat(":", [part | some part in [input.string_user.uid, input.string_user.gid]; part != ""]) == input.image_process.user
-	its_further_groups(container)
+is_the_image_s(container) if {
+	container.uid == "image"
+	container.gid == "image"
 }
 
-its_user(container, _) if {
-	input.string_user.uid == format_int(container.uid, 10)
-	input.string_user.gid in ["", format_int(container.gid, 10)]
-	its_further_groups(container)
-}
-
-its_further_groups(container) if {
-	every group in input.string_user.additionalGids {
-		group in [format_int(known, 10) | some known in container.groups]
-	}
+is_the_image_s(container) if {
+	container.uid == 0
+	container.gid == 0
+	input.image_process.user in root
 }
 
 known_environment(container, process) if {

@@ -143,8 +143,13 @@ impl Node {
     /// # Panics
     /// If containerd does not answer.
     pub async fn has_image(&self, image: &str) -> bool {
-        let request = cri::ImageStatusRequest { image: Some(image_spec(image)), verbose: false };
-        self.images().image_status(request).await.unwrap().into_inner().image.is_some()
+        self.image(image_spec(image)).await.is_some()
+    }
+
+    /// What containerd knows of an image.
+    async fn image(&self, image: cri::ImageSpec) -> Option<cri::Image> {
+        let request = cri::ImageStatusRequest { image: Some(image), verbose: false };
+        self.images().image_status(request).await.unwrap().into_inner().image
     }
 
     /// The conditions under which containerd says it is ready, with their state.

@@ -53,7 +53,8 @@ async fn a_pod_has_its_image_from_the_node_and_without_it_from_the_registry() {
     let pod = node.pod("cached").handler("cocoon").annotation(INITDATA, &initdata).run().await;
 
     // The guest has everything from the node: each blob has been downloaded once, by the node.
-    pod.container("first", &first).start().await.said("first as 1000:2000", LIMIT).await;
+    // The group of the image's USER gets lost in Kubernetes, as with any runtime.
+    pod.container("first", &first).start().await.said("first as 1000:0", LIMIT).await;
     for layer in layers(&lab, "first") {
         assert_eq!(requests(&registry, &layer), 1, "{layer}: {}", registry.log());
     }
@@ -129,6 +130,19 @@ async fn story(version: Containerd) {
 
     users_are_the_image_s(&lab, &registry, &node, &snapshotter).await;
 
+    // Where containerd can't be asked, its refusal says what can be done.
+    let named = named(&lab, &registry, "unasked", "web");
+    snapshotter.pull(&named).await;
+    snapshotter.restart_with("containerd = \"/nowhere\"\n");
+    let initdata =
+        InitDataFiles::without_trustee(example_policy("debug", &named), &registry).annotation(&lab, "initdata");
+    let pod = node.pod("unasked").handler("cocoon").annotation(INITDATA, initdata).run().await;
+    let refused = pod.container("app", &named).create().await.err().unwrap();
+    assert!(refused.message().contains("next: see the snapshotter's log"), "{refused}");
+    assert!(snapshotter.log().contains("containerd can't be reached"), "{}", snapshotter.log());
+    pod.remove().await;
+    snapshotter.restart_with("");
+
     for container in ["one", "two", "three", "four"] {
         node.ctr(&["containers", "rm", container]);
     }
@@ -146,15 +160,7 @@ async fn users_are_the_image_s(lab: &Lab, registry: &Registry, node: &Node, snap
             .enumerate()
     {
         let name = format!("named-{number}");
-        let image = Image::busybox(lab, &name, "echo as $(id -u):$(id -g) $(id -G); exec sleep 3600");
-        let etc = lab.path().join("etc");
-        fs::create_dir_all(&etc).unwrap();
-        fs::write(etc.join("passwd"), "root:x:0:0::/:/bin/sh\nweb:x:1234:2345::/:/bin/sh\n").unwrap();
-        fs::write(etc.join("group"), "root:x:0:\nweb:x:2345:\nstaff:x:3456:web\n").unwrap();
-        let layout = format!("{}:latest", image.layout().display());
-        run("umoci", ["insert", "--rootless", "--image", &layout, &etc.display().to_string(), "/etc"]);
-        run("umoci", ["config", "--image", &layout, "--config.user", user]);
-        let named = registry.push(image.layout(), &name);
+        let named = named(lab, registry, &name, user);
         snapshotter.pull(&named).await;
         // What it knows of names it has from containerd, at any time.
         snapshotter.wipe_and_restart();
@@ -167,12 +173,25 @@ async fn users_are_the_image_s(lab: &Lab, registry: &Registry, node: &Node, snap
 
         container.said(&format!("as {expected}"), LIMIT).await;
         assert_eq!(container.exec(&["id", "-u"]).await.stdout, "1234\n");
-        let root = pod.container("root", &named).user(0, 0, &[]).create().await.unwrap();
-        assert!(root.start().await.is_ok(), "the pod's own wish is the policy's to allow");
-        let other = pod.container("other", &named).user(7, 7, &[]).create().await.unwrap();
-        assert!(other.start().await.unwrap_err().message().contains("blocked by policy"));
+        for (other, id) in [("root", 0), ("other", 7)] {
+            let other = pod.container(other, &named).user(id, id, &[]).create().await.unwrap();
+            assert!(other.start().await.unwrap_err().message().contains("blocked by policy"));
+        }
         pod.remove().await;
     }
+}
+
+/// An image with accounts, which names a user and says whom it runs as.
+fn named(lab: &Lab, registry: &Registry, name: &str, user: &str) -> String {
+    let image = Image::busybox(lab, name, "echo as $(id -u):$(id -g) $(id -G); exec sleep 3600");
+    let etc = lab.path().join("etc");
+    fs::create_dir_all(&etc).unwrap();
+    fs::write(etc.join("passwd"), "root:x:0:0::/:/bin/sh\nweb:x:1234:2345::/:/bin/sh\n").unwrap();
+    fs::write(etc.join("group"), "root:x:0:\nweb:x:2345:\nstaff:x:3456:web\n").unwrap();
+    let layout = format!("{}:latest", image.layout().display());
+    run("umoci", ["insert", "--rootless", "--image", &layout, &etc.display().to_string(), "/etc"]);
+    run("umoci", ["config", "--image", &layout, "--config.user", user]);
+    registry.push(image.layout(), name)
 }
 
 /// Creates a container, which makes containerd look into its root, and returns the order for its guest.

@@ -24,8 +24,8 @@ enum Entry {
 }
 
 impl Containers {
-    /// Takes a name for a container that is about to be created. What comes back tells when to give up on it.
-    pub(crate) fn reserve(&self, id: &Id) -> Result<Arc<Notify>, Fault> {
+    /// Takes a name for a container that is about to be created.
+    pub(crate) fn reserve(&self, id: &Id) -> Result<Reservation<'_>, Fault> {
         if RESERVED.contains(&id.as_str()) {
             return Err(Fault::Invalid(
                 "the container has the name of one of the agent's folders; next: use another id",
@@ -40,7 +40,7 @@ impl Containers {
         }
         let give_up = Arc::new(Notify::new());
         entries.insert(id.clone(), Entry::Creating(Arc::clone(&give_up)));
-        Ok(give_up)
+        Ok(Reservation { containers: self, id: id.clone(), give_up, is_kept: false })
     }
 
     /// The container of that name, if it can be used.
@@ -100,6 +100,30 @@ impl Containers {
     }
 }
 
+/// A name that is given back unless it is kept.
+pub(crate) struct Reservation<'a> {
+    containers: &'a Containers,
+    id: Id,
+    give_up: Arc<Notify>,
+    is_kept: bool,
+}
+
+impl Reservation<'_> {
+    /// Keeps the name until [`Containers::settle`]. What comes back tells when to give up on the container.
+    pub(crate) fn keep(mut self) -> Arc<Notify> {
+        self.is_kept = true;
+        Arc::clone(&self.give_up)
+    }
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        if !self.is_kept {
+            self.containers.settle(&self.id, None);
+        }
+    }
+}
+
 fn ready(entries: &HashMap<Id, Entry>, id: &Id) -> Result<Arc<Container>, Fault> {
     match entries.get(id) {
         Some(Entry::Ready(container)) => Ok(Arc::clone(container)),
@@ -122,12 +146,13 @@ mod tests {
         let containers = Containers::default();
         let id = Id::parse("c1").unwrap();
         assert!(matches!(containers.get(&id), Err(Fault::NotFound(_))));
-        containers.reserve(&id).unwrap();
+        drop(containers.reserve(&id).unwrap());
+        containers.reserve(&id).unwrap().keep();
         assert!(matches!(containers.reserve(&id), Err(Fault::Exists(_))));
         assert!(matches!(containers.get(&id), Err(Fault::State(_))));
         assert!(matches!(containers.begin_removal(&id), Err(Fault::State(_))));
         containers.settle(&id, None);
-        containers.reserve(&id).unwrap();
+        drop(containers.reserve(&id).unwrap());
         assert!(matches!(containers.reserve(&Id::parse("sandbox").unwrap()), Err(Fault::Invalid(_))));
     }
 
@@ -135,7 +160,7 @@ mod tests {
     async fn creations_are_given_up_before_the_pod_ends() {
         let containers = Arc::new(Containers::default());
         let id = Id::parse("c1").unwrap();
-        let give_up = containers.reserve(&id).unwrap();
+        let give_up = containers.reserve(&id).unwrap().keep();
         let creation = tokio::spawn({
             let containers = Arc::clone(&containers);
             async move {
@@ -150,7 +175,8 @@ mod tests {
     #[test]
     fn a_pod_has_a_limited_number_of_containers() {
         let containers = Containers::default();
-        let reserve = |number: usize| containers.reserve(&Id::parse(&format!("c{number}")).unwrap());
+        let reserve =
+            |number: usize| containers.reserve(&Id::parse(&format!("c{number}")).unwrap()).map(Reservation::keep);
         assert!((0..MAX_CONTAINERS).all(|number| reserve(number).is_ok()));
         assert!(matches!(reserve(MAX_CONTAINERS), Err(Fault::State(_))));
     }

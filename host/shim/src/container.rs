@@ -16,6 +16,8 @@ pub(crate) struct Container {
     pub(crate) id: String,
     pub(crate) bundle: String,
     pub(crate) kind: Kind,
+    /// User and group of its specification, which may stand for names.
+    pub(crate) user: (u32, u32),
     /// The first process.
     pub(crate) init: Arc<Process>,
     /// Where Kubernetes reads its last words.
@@ -34,9 +36,16 @@ pub(crate) struct Held {
 }
 
 impl Container {
-    pub(crate) fn new(id: String, bundle: String, kind: Kind, init: Process, termination_log: Option<PathBuf>) -> Self {
+    pub(crate) fn new(
+        id: String,
+        bundle: String,
+        kind: Kind,
+        user: (u32, u32),
+        init: Process,
+        termination_log: Option<PathBuf>,
+    ) -> Self {
         let (survived, execs, held) = (AtomicU32::new(0), Mutex::default(), Mutex::default());
-        Self { id, bundle, kind, init: Arc::new(init), termination_log, survived, execs, held }
+        Self { id, bundle, kind, user, init: Arc::new(init), termination_log, survived, execs, held }
     }
 
     /// The process of this name; the first one's is empty.

@@ -61,9 +61,10 @@ impl Creation<'_> {
                 storages.push(storage);
             }
         }
+        let user = self.spec.process.as_ref().map_or_else(Default::default, |it| (it.user.uid, it.user.gid));
         let named = match (&self.kind, &self.spec.process) {
             (Kind::Sandbox, _) | (_, None) => None,
-            (_, Some(process)) => users::by_name(&process.user, &self.request.rootfs),
+            (_, Some(process)) => users::by_name(&process.user, &self.request.rootfs)?,
         };
         storages.push(image::storage(&id, &self.kind, &self.spec, &self.request.rootfs)?);
 
@@ -87,7 +88,7 @@ impl Creation<'_> {
             return Err(error);
         }
         let bundle = self.request.bundle.clone();
-        let container = Container::new(id, bundle, self.kind, init, volumes.termination_log);
+        let container = Container::new(id, bundle, self.kind, user, init, volumes.termination_log);
         container.hold(held);
         Ok(container)
     }

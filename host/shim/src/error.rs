@@ -21,7 +21,7 @@ pub enum Error {
     Serve(String),
     #[error("bundle: config.json is not a container's specification: {0}; next: look at what wrote it")]
     Spec(String),
-    #[error("configuration: {path}: {reason}; next: correct it, see docs/kubernetes.md")]
+    #[error("configuration: {path}: {reason}; next: correct it, see docs/shim.md")]
     Config { path: PathBuf, reason: String },
     #[error("annotation: {name} {reason}; next: correct the pod's annotations")]
     Annotation { name: String, reason: String },
@@ -41,6 +41,11 @@ pub enum Error {
     Size(String),
     #[error("image: {0}")]
     Image(String),
+    #[error(
+        "image: the user's number stands for a name that is not known on the node any more; next: create the container \
+         again, pull its image again, or set runAsUser and runAsGroup"
+    )]
+    User,
     #[error("volume: {path}: {reason}")]
     Volume { path: PathBuf, reason: String },
     #[error("io: {path}: {source}; next: check that containerd has made it")]

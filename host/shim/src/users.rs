@@ -8,35 +8,62 @@ use std::fs;
 use std::path::Path;
 
 use containerd_shim_protos::types::mount::Mount;
+use wire::named_user::NUMBERS;
 use wire_ttrpc::agent::StringUser;
 
+use crate::Error;
 use crate::image::VOLUME;
 use crate::spec::User;
 
 /// The user by its name, if it or its group has one in the root that containerd looked at.
-pub(crate) fn by_name(user: &User, rootfs: &[Mount]) -> Option<StringUser> {
+///
+/// # Errors
+/// [`Error::User`] for a number that stands for a name that is not there any more.
+pub(crate) fn by_name(user: &User, rootfs: &[Mount]) -> Result<Option<StringUser>, Error> {
     // In any other root the numbers are the image's own.
-    let mount = rootfs.iter().find(|mount| mount.options.iter().any(|option| option.starts_with(VOLUME)))?;
+    let from_snapshotter = |mount: &&Mount| mount.options.iter().any(|option| option.starts_with(VOLUME));
+    let Some(mount) = rootfs.iter().find(from_snapshotter) else { return Ok(None) };
     let etc = Path::new(&mount.source).join("etc");
     let (passwd, group) = (read(&etc.join("passwd")), read(&etc.join("group")));
     let account = line(&passwd, user.uid);
+    // Its own group. Which one that is, the image says.
+    let own = account.as_ref().and_then(|account| account.get(3)?.parse().ok()) == Some(user.gid);
     let group_line = line(&group, user.gid);
-    let gid = match (&account, &group_line) {
-        // Its own group. Which one that is, the image says.
-        (Some(account), _) if account.get(3).and_then(|gid| gid.parse().ok()) == Some(user.gid) => String::new(),
-        (_, Some(named)) => named[0].to_owned(),
-        // A number and a number: as it is.
-        (None, None) => return None,
-        (Some(account), None) if account[0].parse() == Ok(user.uid) => return None,
-        (Some(_), None) => user.gid.to_string(),
+    let uid = match &account {
+        Some(account) => account[0].to_owned(),
+        None => number(user.uid)?,
     };
+    let gid = match &group_line {
+        _ if own => String::new(),
+        Some(named) => named[0].to_owned(),
+        None => number(user.gid)?,
+    };
+    if uid == user.uid.to_string() && gid == user.gid.to_string() {
+        return Ok(None);
+    }
     let more = user.additional_gids.iter().filter(|gid| **gid != user.gid && line(&group, **gid).is_none());
-    Some(StringUser {
-        uid: account.map_or_else(|| user.uid.to_string(), |account| account[0].to_owned()),
-        gid,
-        additionalGids: more.map(ToString::to_string).collect(),
-        ..StringUser::default()
-    })
+    let more = more.map(|gid| number(*gid)).collect::<Result<_, _>>()?;
+    Ok(Some(StringUser { uid, gid, additionalGids: more, ..StringUser::default() }))
+}
+
+/// Refuses a command as a user by name: which numbers stand for names is known of a container's own user alone.
+///
+/// # Errors
+/// [`Error::User`].
+pub(crate) fn expect_known(asked: &User, own: (u32, u32)) -> Result<(), Error> {
+    if (asked.uid, asked.gid) != own {
+        number(asked.uid)?;
+        number(asked.gid)?;
+    }
+    Ok(())
+}
+
+/// A number that is no name's.
+fn number(id: u32) -> Result<String, Error> {
+    match NUMBERS.contains(&id) {
+        true => Err(Error::User),
+        false => Ok(id.to_string()),
+    }
 }
 
 /// The fields of the line that has this number; three at least.
@@ -68,7 +95,7 @@ mod tests {
         let mount = Mount { source: root.path().display().to_string(), options, ..Mount::default() };
         let named = |uid, gid, more: &[u32]| {
             let user = User { uid, gid, additional_gids: more.to_vec(), ..User::default() };
-            by_name(&user, std::slice::from_ref(&mount)).map(|it| (it.uid, it.gid, it.additionalGids))
+            by_name(&user, std::slice::from_ref(&mount)).unwrap().map(|it| (it.uid, it.gid, it.additionalGids))
         };
         let text = |uid: &str, gid: &str, more: &[&str]| {
             Some((uid.to_owned(), gid.to_owned(), more.iter().map(ToString::to_string).collect()))
@@ -79,12 +106,18 @@ mod tests {
         assert_eq!(named(1_610_612_737, 2000, &[2000]), text("app", "2000", &[]));
         assert_eq!(named(7, 1_610_612_740, &[]), text("7", "web", &[]));
         assert_eq!(named(65532, 1_610_612_739, &[1_610_612_739]), text("65532", "", &[]));
-        for (uid, gid) in [(0, 0), (65532, 7), (1000, 1000), (1_610_612_739, 1_610_612_739)] {
+        for (uid, gid) in [(0, 0), (65532, 7), (1000, 1000)] {
             assert_eq!(named(uid, gid, &[gid]), None, "{uid}");
         }
         let unpacked = Mount { options: vec!["rbind".to_owned()], ..mount.clone() };
         for other in [&[][..], &[unpacked]] {
-            assert!(by_name(&User { uid: 1_610_612_738, ..User::default() }, other).is_none());
+            assert!(by_name(&User { uid: 1_610_612_738, ..User::default() }, other).unwrap().is_none());
         }
+        let unknown = User { uid: 1_610_612_740, ..User::default() };
+        let error = by_name(&unknown, &[mount]).unwrap_err().to_string();
+        assert!(error.contains("; next: "), "{error}");
+        assert!(expect_known(&unknown, (0, 0)).is_err());
+        expect_known(&unknown, (unknown.uid, unknown.gid)).unwrap();
+        expect_known(&User { uid: 7, gid: 8, ..User::default() }, (0, 0)).unwrap();
     }
 }

@@ -49,7 +49,7 @@ impl Daemon {
         std::fs::create_dir_all(&run_dir).map_err(|e| folder(&run_dir, e))?;
         let containerd = Endpoint::from_shared(format!("unix:{}", containerd.display()))
             .map_err(|_| Error::Address { path: containerd })?;
-        let names = Names::new(containerd, run_dir.join(EMPTY));
+        let names = Names::new(containerd, run_dir.join(ROOTS));
         let prefetch = Arc::new(Prefetch::new(Arc::clone(&cache), registries, credentials));
         // The port is the machine's, and so only for the one snapshotter that sandboxes know.
         let vsock = (run_dir == Config::default().run_dir && Path::new(VHOST_VSOCK).exists())
@@ -145,5 +145,5 @@ pub enum Error {
 }
 
 const UNPACKING: &str = "unpacking";
-const EMPTY: &str = "empty";
+const ROOTS: &str = "roots";
 const VHOST_VSOCK: &str = "/dev/vhost-vsock";

@@ -17,7 +17,7 @@ use crate::proto::containerd::services::snapshots::v1::{
     ViewSnapshotRequest, ViewSnapshotResponse,
 };
 use crate::proto::containerd::types::Mount;
-use crate::snapshots::{Snapshots, is_for_unpacking, namespace};
+use crate::snapshots::{Snapshots, is_for_unpacking};
 use crate::unpacking::Unpacking;
 use crate::volume;
 
@@ -25,7 +25,7 @@ use crate::volume;
 pub(crate) struct Snapshotter {
     snapshots: Snapshots,
     unpacking: Unpacking,
-    /// What containers' roots are while containerd looks at them: empty but for the names of users.
+    /// What containers' roots are while containerd looks at them: empty but for names of users.
     names: Names,
     prefetch: Arc<Prefetch>,
 }
@@ -57,9 +57,11 @@ impl Snapshotter {
             let folder = self.unpacking.make(key).map_err(|e| failed("folder for unpacking", &e))?;
             return Ok(vec![volume::bind(&folder, ["rbind", "rw"])]);
         }
-        // Each time: somebody may have cleaned up /run, and images may have come.
-        let root = self.names.root(namespace(key), snapshotter).await.map_err(|e| failed("root of containers", &e))?;
-        Ok(vec![volume::guest_pull(&root, &self.snapshots.get(key).labels)])
+        let snapshot = self.snapshots.get(key);
+        // Each time: somebody may have cleaned up /run.
+        let root = self.names.root(snapshotter, key, &snapshot.parent).await;
+        let root = root.map_err(|e| failed("root of a container", &e))?;
+        Ok(vec![volume::guest_pull(&root, &snapshot.labels)])
     }
 }
 
@@ -112,6 +114,7 @@ impl Service for Snapshotter {
     async fn remove(&self, request: Request<RemoveSnapshotRequest>) -> Result<Response<()>, Status> {
         let key = request.into_inner().key;
         self.unpacking.remove(&key).await.map_err(|e| failed("folder for unpacking", &e))?;
+        self.names.forget(&key);
         self.snapshots.remove(&key);
         Ok(Response::new(()))
     }

@@ -65,6 +65,12 @@ pub(crate) fn is_for_unpacking(name: &str) -> bool {
     key(name).starts_with("extract-")
 }
 
+/// The chain id in the name of a whole layer: containerd calls those by the digests of all that is below them.
+pub(crate) fn chain_id(name: &str) -> Option<&str> {
+    let is_digest = |digest: &str| digest.len() == 64 && digest.bytes().all(|b| b.is_ascii_hexdigit());
+    Some(key(name)).filter(|key| key.strip_prefix("sha256:").is_some_and(is_digest))
+}
+
 /// The namespace of containerd's that a snapshot belongs to.
 pub(crate) fn namespace(name: &str) -> &str {
     name.split_once('/').map_or("", |(namespace, _)| namespace)
@@ -75,10 +81,8 @@ fn told_by(name: &str) -> Info {
     Info { name: name.to_owned(), kind: kind.into(), ..Default::default() }
 }
 
-/// Whether a name is that of a whole layer: containerd calls those by the digests of all that is below them.
 fn is_layer(name: &str) -> bool {
-    let digest = key(name).strip_prefix("sha256:");
-    digest.is_some_and(|digest| digest.len() == 64 && digest.bytes().all(|b| b.is_ascii_hexdigit()))
+    chain_id(name).is_some()
 }
 
 /// The name without namespace and number.

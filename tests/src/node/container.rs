@@ -127,7 +127,8 @@ impl<'a> ContainerSpec<'a> {
     ///
     /// # Errors
     /// What the kubelet would be told.
-    pub async fn create(self) -> Result<Container<'a>, Status> {
+    pub async fn create(mut self) -> Result<Container<'a>, Status> {
+        self.run_as_the_image_says().await;
         let Self { pod, config } = self;
         let node = pod.node;
         let log = Path::new(&pod.config.log_directory).join(&config.log_path);
@@ -149,6 +150,21 @@ impl<'a> ContainerSpec<'a> {
         let container = self.create().await.unwrap_or_else(|status| panic!("{name} can't be created: {status}"));
         container.start().await.unwrap_or_else(|status| panic!("{name} can't be started: {status}"));
         container
+    }
+
+    /// Where the pod says nothing of the user, a kubelet says what it is told of the image's: a number or a name, and of no group.
+    async fn run_as_the_image_says(&mut self) {
+        let (node, image) = (self.pod.node, self.config.image.clone().unwrap_or_default());
+        if self.security().run_as_user.is_some() {
+            return;
+        }
+        let Some(image) = node.image(image).await else { return };
+        let security = self.security();
+        match (image.uid, image.username) {
+            (Some(user), _) => security.run_as_user = Some(user),
+            (None, name) if !name.is_empty() => security.run_as_username = name,
+            (None, _) => security.run_as_user = Some(Int64Value { value: 0 }),
+        }
     }
 
     fn security(&mut self) -> &mut LinuxContainerSecurityContext {

@@ -21,7 +21,7 @@ impl<'a> Snapshotter<'a> {
     /// # Panics
     /// If it does not start.
     pub fn start(node: &'a Node) -> Self {
-        Self { node, process: Mutex::new(serve(node)) }
+        Self { node, process: Mutex::new(serve(node, "")) }
     }
 
     /// Kills it, removes all that it has written, and starts it again.
@@ -59,7 +59,16 @@ impl<'a> Snapshotter<'a> {
     /// # Panics
     /// If it does not start.
     pub fn start_again(&self) {
-        *self.process.lock().unwrap() = serve(self.node);
+        *self.process.lock().unwrap() = serve(self.node, "");
+    }
+
+    /// Kills it and starts it again with these lines in its configuration.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub fn restart_with(&self, lines: &str) {
+        self.kill();
+        *self.process.lock().unwrap() = serve(self.node, lines);
     }
 
     /// Its process, as the host numbers it.
@@ -91,10 +100,10 @@ impl<'a> Snapshotter<'a> {
     }
 }
 
-fn serve(node: &Node) -> Daemon {
+fn serve(node: &Node, more: &str) -> Daemon {
     let file = node.folder.join("snapshotter.toml");
     let folder = node.folder.display();
-    let text = format!("state_dir = \"{folder}/snapshotter\"\nregistries = \"{folder}/registries\"\n");
+    let text = format!("state_dir = \"{folder}/snapshotter\"\nregistries = \"{folder}/registries\"\n{more}");
     fs::write(&file, text).unwrap();
     let mut command: Command = node.command(Lab::program(PROGRAM));
     let process = Daemon::start(command.arg("--config").arg(file));

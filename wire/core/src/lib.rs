@@ -17,6 +17,7 @@ pub mod layer;
 pub mod luks2;
 pub mod metrics;
 pub mod milestone;
+pub mod named_user;
 pub mod pkcs12;
 pub mod port_forward;
 pub mod rcar;

@@ -195,31 +195,80 @@ fn the_host_changes_nothing_under_the_strict_policy() {
     }
 }
 
+/// A container as somebody, in an image that names somebody: by numbers, or by name (user, group, further groups).
+enum As {
+    Numbers(u32, u32),
+    Name(&'static str, &'static str, &'static [&'static str]),
+    Nobody,
+}
+
 #[test]
-fn a_user_by_name_is_the_image_s_and_nobody_else() {
-    for name in ["strict.rego", "exec-and-logs.rego"] {
-        let policy = policy(name);
-        for (image, uid, gid, more, allowed) in [
-            ("web", "web", "", &["10"][..], true),
-            ("web:staff", "web", "staff", &[], true),
-            ("65532", "65532", "", &[], true),
-            // The pod's own wish, which stands in the policy.
-            ("web", "0", "", &[], true),
-            ("web", "root", "", &[], false),
-            ("web", "web", "root", &[], false),
-            ("web:staff", "web", "", &[], false),
-            ("web", "web", "", &["7"], false),
-            ("web", "", "", &[], false),
-            ("", "", "", &[], false),
-            ("", "", "web", &[], false),
-        ] {
-            let mut asked = Asked { image_user: image, ..Asked::new() };
-            // A number that stands for the name, on which the guest does not look.
-            asked.process().User.mut_or_insert_default().UID = 0x6000_0001;
-            let user = asked.request.string_user.mut_or_insert_default();
-            (user.uid, user.gid) = (uid.into(), gid.into());
-            user.additionalGids = more.iter().map(ToString::to_string).collect();
-            assert_eq!(asked.ask(&policy).is_ok(), allowed, "{name}: {image:?} as {uid:?}:{gid:?} {more:?}");
+fn the_user_is_the_image_s_or_the_policy_s() {
+    use As::{Name, Nobody, Numbers};
+    let (image, numbers) = (("\"image\"", "\"image\""), ("1000", "3000"));
+    for (owner, named, asked, allowed) in [
+        (image, "", Numbers(0, 0), true),
+        (image, "", Nobody, true),
+        (image, "web", Nobody, true),
+        (image, "web", Name("web", "", &["10"]), true),
+        (image, "web:staff", Name("web", "staff", &[]), true),
+        // As Kubernetes asks, which drops the group.
+        (image, "web:staff", Name("web", "", &[]), true),
+        (image, "65532", Name("65532", "", &[]), true),
+        (image, "65532:65532", Name("65532", "", &[]), true),
+        (image, "web", Numbers(0, 0), false),
+        (image, "web", Numbers(1000, 1000), false),
+        (image, "", Numbers(1000, 0), false),
+        (image, "", Numbers(0, 7), false),
+        (image, "web", Name("root", "", &[]), false),
+        (image, "web", Name("web", "root", &[]), false),
+        (image, "web", Name("web:root", "", &[]), false),
+        (image, "web", Name("web", "", &["7"]), false),
+        (image, "web", Name("", "", &[]), false),
+        (image, "", Name("", "", &[]), false),
+        (image, "", Name("", "web", &[]), false),
+        (numbers, "", Numbers(1000, 3000), true),
+        (numbers, "web", Numbers(1000, 3000), true),
+        (numbers, "1000", Name("1000", "3000", &[]), true),
+        (numbers, "", Numbers(1000, 0), false),
+        (numbers, "", Numbers(0, 0), false),
+        (numbers, "root", Name("root", "", &[]), false),
+        (numbers, "1000", Name("1000", "", &[]), false),
+        (numbers, "root", Nobody, false),
+        (numbers, "", Nobody, false),
+        (("0", "0"), "", Nobody, true),
+        (("0", "0"), "web", Nobody, false),
+    ] {
+        for name in ["strict.rego", "exec-and-logs.rego"] {
+            let text = example(name).replace("sha256:REPLACE_WITH_THE_DIGEST_OF_YOUR_IMAGE", DIGEST);
+            let text = text.replace("\"uid\": \"image\"", &format!("\"uid\": {}", owner.0));
+            let policy = Policy::parse(&text.replace("\"gid\": \"image\"", &format!("\"gid\": {}", owner.1))).unwrap();
+            let mut asked_for = Asked { image_user: named, ..Asked::new() };
+            let what = match asked {
+                Numbers(uid, gid) => {
+                    let user = asked_for.process().User.mut_or_insert_default();
+                    (user.UID, user.GID) = (uid, gid);
+                    format!("{uid}:{gid}")
+                }
+                Nobody => {
+                    asked_for.process().User = MessageField::none();
+                    let answer = asked_for.ask(&policy).is_ok();
+                    *asked_for.process() = oci::Process::default();
+                    assert_eq!(asked_for.ask(&policy).is_ok(), answer, "{name}: {owner:?}, {named:?}: without a word");
+                    asked_for = Asked { image_user: named, ..Asked::new() };
+                    asked_for.process().User = MessageField::none();
+                    "nobody".to_owned()
+                }
+                Name(uid, gid, more) => {
+                    // A number that stands for the name, on which the guest does not look.
+                    asked_for.process().User.mut_or_insert_default().UID = 0x6000_0001;
+                    let user = asked_for.request.string_user.mut_or_insert_default();
+                    (user.uid, user.gid) = (uid.into(), gid.into());
+                    user.additionalGids = more.iter().map(ToString::to_string).collect();
+                    format!("{uid:?}:{gid:?} {more:?}")
+                }
+            };
+            assert_eq!(asked_for.ask(&policy).is_ok(), allowed, "{name}: {owner:?}, {named:?} as {what}");
         }
     }
 }
