@@ -1,8 +1,8 @@
 //! Folders in which paths are followed without links and never lead out, whatever containers do in them meanwhile.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Component, Path};
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
+use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{Gid, Mode, OFlags, ResolveFlags, Uid, fchmod, fchown, mkdirat, openat2};
 use rustix::io::Errno;
@@ -38,6 +38,16 @@ impl Beneath {
         }
         Ok(folder)
     }
+
+    /// Opens what is mounted on the folder at `path`, which was made here.
+    pub(crate) fn mounted(&self, path: &Path) -> io::Result<OwnedFd> {
+        Ok(open(&self.0, path, INSIDE.difference(ResolveFlags::NO_XDEV))?)
+    }
+}
+
+/// The way to an open folder for what takes paths alone: nobody can change where it leads.
+pub(crate) fn way_to(folder: impl AsFd) -> PathBuf {
+    format!("/proc/self/fd/{}", folder.as_fd().as_raw_fd()).into()
 }
 
 impl From<OwnedFd> for Beneath {
@@ -107,5 +117,11 @@ mod tests {
             assert!(beneath.folder(Path::new(refused), owner).is_err(), "{refused}");
         }
         assert!(!outer.path().join("x").exists());
+
+        let folder = beneath.folder(Path::new("a/b"), owner).unwrap();
+        std::fs::rename(root.join("a"), root.join("c")).unwrap();
+        symlink(outer.path(), root.join("a")).unwrap();
+        assert_eq!(way_to(&folder).canonicalize().unwrap(), root.join("c/b").canonicalize().unwrap());
+        assert!(beneath.mounted(Path::new("c/b")).is_ok() && beneath.mounted(Path::new("a")).is_err());
     }
 }

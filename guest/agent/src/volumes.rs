@@ -29,13 +29,21 @@ pub(crate) struct Volumes {
 }
 
 /// A volume and how many have it or wait for it. None of them has to make it alone.
-#[derive(Default)]
 struct Entry {
+    /// What the first who asked wants it to be, and so what all get.
+    volume: Arc<Volume>,
     /// Held by whoever makes the volume or takes it away.
     work: Arc<AsyncMutex<()>>,
     made: Option<Made>,
     holders: usize,
     stays: bool,
+}
+
+impl Entry {
+    /// A volume that nobody has yet.
+    fn of(volume: &Arc<Volume>) -> Self {
+        Self { volume: Arc::clone(volume), work: Arc::default(), made: None, holders: 0, stays: false }
+    }
 }
 
 /// What has to be undone when a volume goes.
@@ -127,17 +135,17 @@ impl Volumes {
     pub(crate) fn resize(&self, storages: &[Storage]) -> Result<(), Error> {
         for storage in storages {
             let volume = MemoryVolume::parse(storage, &self.root)?;
-            let is_made = |entry: &Entry| entry.made == Some(Made::Memory);
-            if !self.entries().get(&volume.path).is_some_and(is_made) {
+            let made = self.entries().get(&volume.path).filter(|it| it.made.is_some()).map(|it| Arc::clone(&it.volume));
+            let Some(Volume::Memory(made)) = made.as_deref() else {
                 return Err(refused(storage, "the pod has no such volume in memory"));
-            }
-            volume.resize()?;
+            };
+            made.resize(&volume)?;
         }
         Ok(())
     }
 
     async fn add_one(&self, storage: &Storage, held: &mut Held) -> Result<(), Error> {
-        let volume = Volume::parse(storage, &self.root)?;
+        let volume = Arc::new(Volume::parse(storage, &self.root)?);
         let path = volume.path();
         let work = {
             let mut entries = self.entries();
@@ -148,7 +156,11 @@ impl Volumes {
             if entries.len() >= MAX_VOLUMES && !entries.contains_key(path) {
                 return Err(refused(storage, "the pod has too many volumes"));
             }
-            let entry = entries.entry(path.to_owned()).or_default();
+            let entry = entries.entry(path.to_owned()).or_insert_with(|| Entry::of(&volume));
+            // The policy decided on what is asked for, not on what is there.
+            if !entry.volume.is_like(&volume) {
+                return Err(refused(storage, "the pod has a volume there that differs in more than its size"));
+            }
             entry.holders += 1;
             held.0.push(path.to_owned());
             Arc::clone(&entry.work)
@@ -197,6 +209,7 @@ pub(crate) enum Error {
     Disk(PathBuf, #[source] DiskError),
 }
 
+#[derive(Debug)]
 enum Volume {
     Memory(MemoryVolume),
     Disk(DiskVolume),
@@ -222,6 +235,15 @@ impl Volume {
         }
     }
 
+    /// Whether whoever asks for the other may have this one.
+    fn is_like(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Memory(one), Self::Memory(other)) => one.is_like(other),
+            (Self::Disk(one), Self::Disk(other)) => one == other,
+            _ => false,
+        }
+    }
+
     async fn make(&self, root: &Path, disks: Option<&dyn Disks>) -> Result<Made, Error> {
         match self {
             Self::Memory(volume) => volume.make(root).map(|()| Made::Memory),
@@ -231,6 +253,9 @@ impl Volume {
 }
 
 /// The place of a storage, which is one of those that pods share.
+///
+/// Only the agent makes folders on the way there: what a container or the host could change on it would lead whoever gets
+/// the volume next to any place in the guest.
 fn place(storage: &Storage, root: &Path) -> Result<PathBuf, Error> {
     let path: PathBuf = Path::new(&storage.mount_point).components().collect();
     let plain = path.components().all(|part| !matches!(part, Component::ParentDir | Component::CurDir))
@@ -239,7 +264,7 @@ fn place(storage: &Storage, root: &Path) -> Result<PathBuf, Error> {
     let below = |folder: &str| path.starts_with(root.join(folder)) && path != root.join(folder);
     let shared = below("sandbox/ephemeral")
         || below("sandbox/storage")
-        || below("shared/containers")
+        || below(&format!("shared/containers/{PASSTHROUGH}"))
         || path == root.join("sandbox/shm");
     if plain && shared { Ok(path) } else { Err(refused(storage, "its mount point is not one that pods share")) }
 }
@@ -252,4 +277,6 @@ fn refused(storage: &Storage, reason: &'static str) -> Error {
     }
 }
 
+/// The name of the folder for volumes among what the host copies into the guest, as Kata's shims have it.
+pub(crate) const PASSTHROUGH: &str = "passthrough";
 const MAX_VOLUMES: usize = 256;

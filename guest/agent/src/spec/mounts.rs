@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use wire_ttrpc::oci;
 
 use super::{Error, Pod};
+use crate::volumes::PASSTHROUGH;
 
 /// A container's mounts, in the order in which they are made.
 ///
@@ -67,7 +68,7 @@ fn source(path: &str, pod: &Pod<'_>) -> Option<PathBuf> {
         return Some(path);
     }
     let holds_a_volume = pod.volumes.iter().any(|volume| volume.starts_with(&path));
-    let copied = path.parent() == Some(pod.copies) && !holds_a_volume;
+    let copied = path.parent() == Some(pod.copies) && !path.ends_with(PASSTHROUGH) && !holds_a_volume;
     // Only the agent makes what lies directly in this folder, and it makes no links there.
     let is_link = || path.symlink_metadata().map_or(true, |it| it.is_symlink());
     (copied && !is_link()).then_some(path)

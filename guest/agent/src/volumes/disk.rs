@@ -3,20 +3,21 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Seek as _, SeekFrom};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use ext4::Ext4;
-use rustix::fs::{Gid, Mode, chmod, chown};
+use rustix::fs::{Gid, Mode, fchmod, fchown};
 use rustix::mount::{MountFlags, mount};
 use wire_ttrpc::agent::Storage;
 
 use super::{Error, Made, memory, place, refused};
-use crate::beneath::{Beneath, Owner};
+use crate::beneath::{Beneath, Owner, way_to};
 use crate::devices::{Address, PATIENCE};
 use crate::disks::{DiskError, Disks, EncryptedDisk};
 
 /// A volume that is to be mounted from a disk.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(super) struct DiskVolume {
     pub(super) path: PathBuf,
     address: Address,
@@ -77,7 +78,8 @@ impl DiskVolume {
         let disk = self.address.find(Path::new("/sys"), PATIENCE).await;
         let disk = disk.map_err(|e| Error::Device(self.path.clone(), e))?;
         let inside = self.path.strip_prefix(root).map_err(|_| failed(io::ErrorKind::InvalidInput.into()))?;
-        Beneath::open(root).and_then(|root| root.folder(inside, Owner::agent(0o755))).map_err(failed)?;
+        let root = Beneath::open(root).map_err(failed)?;
+        let folder = root.folder(inside, Owner::agent(0o755)).map_err(failed)?;
 
         let made = match self.content {
             Content::Encrypted => {
@@ -95,13 +97,13 @@ impl DiskVolume {
                 mounted.map(|()| Made::EncryptedDisk).map_err(|e| Error::Disk(self.path.clone(), e))
             }
             Content::New => match make_file_system(&disk.path).await {
-                Ok(()) => self.mount(&disk.path).map_err(failed),
+                Ok(()) => self.mount(&disk.path, &folder).map_err(failed),
                 Err(error) => Err(Error::Disk(self.path.clone(), error)),
             },
-            Content::Existing => self.mount(&disk.path).map_err(failed),
+            Content::Existing => self.mount(&disk.path, &folder).map_err(failed),
         };
         let given = match &made {
-            Ok(_) => self.give().map_err(failed),
+            Ok(_) => root.mounted(inside).and_then(|volume| self.give(volume)).map_err(failed),
             Err(_) => Ok(()),
         };
         match (made, given) {
@@ -119,7 +121,7 @@ impl DiskVolume {
         }
     }
 
-    fn mount(&self, disk: &Path) -> io::Result<Made> {
+    fn mount(&self, disk: &Path, folder: &OwnedFd) -> io::Result<Made> {
         let mut flags = MountFlags::NOSUID | MountFlags::NODEV;
         let mut data = Vec::new();
         if self.content == Content::New {
@@ -134,22 +136,22 @@ impl DiskVolume {
                 _ => {}
             }
         }
-        mount(disk, &self.path, self.file_system, flags, CString::new(data.join(","))?.as_c_str())?;
+        mount(disk, way_to(folder), self.file_system, flags, CString::new(data.join(","))?.as_c_str())?;
         Ok(Made::Disk)
     }
 
     /// Lets everybody write to a new file system, and gives any to its group.
-    fn give(&self) -> io::Result<()> {
+    fn give(&self, volume: OwnedFd) -> io::Result<()> {
         if self.options.iter().any(|option| option == "ro") {
             return Ok(());
         }
         let mode = if self.content == Content::Existing { 0o775 } else { 0o777 };
         if let Some(group) = self.group {
-            chown(&self.path, None, Some(Gid::from_raw(group)))?;
-            return Ok(chmod(&self.path, Mode::from_raw_mode(mode | 0o2000))?);
+            fchown(&volume, None, Some(Gid::from_raw(group)))?;
+            return Ok(fchmod(volume, Mode::from_raw_mode(mode | 0o2000))?);
         }
         if self.content != Content::Existing {
-            chmod(&self.path, Mode::from_raw_mode(mode))?;
+            fchmod(volume, Mode::from_raw_mode(mode))?;
         }
         Ok(())
     }
@@ -185,6 +187,24 @@ mod tests {
             options: words(options),
             driver_options: words(driver_options),
             ..Default::default()
+        }
+    }
+
+    #[test]
+    fn disks_are_the_same_volume_only_where_all_of_it_is_the_same() {
+        let root = Path::new("/root");
+        let parse = |storage: Storage| DiskVolume::parse(&storage, root).unwrap();
+        let encrypted = || storage(root, &[], &["create_filesystem", "encryption_key=ephemeral"]);
+        assert_eq!(parse(encrypted()), parse(encrypted()));
+        let group = wire_ttrpc::agent::FSGroup { group_id: 7, ..Default::default() };
+        for other in [
+            storage(root, &[], &["create_filesystem"]),
+            storage(root, &[], &[]),
+            Storage { source: "02/04".into(), ..encrypted() },
+            Storage { options: vec!["ro".into()], ..encrypted() },
+            Storage { fs_group: Some(group).into(), ..encrypted() },
+        ] {
+            assert_ne!(parse(encrypted()), parse(other));
         }
     }
 

@@ -10,9 +10,10 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 use wire_ttrpc::agent::Storage;
 
 use super::{Error, place, refused};
-use crate::beneath::{Beneath, Owner};
+use crate::beneath::{Beneath, Owner, way_to};
 
 /// A volume that is to be made.
+#[derive(Debug)]
 pub(super) struct MemoryVolume {
     pub(super) path: PathBuf,
     /// The options of the file system of its own; none for a plain folder.
@@ -69,8 +70,8 @@ impl MemoryVolume {
         let finish = || -> io::Result<()> {
             let Some(options) = &self.tmpfs else { return self.give(&folder) };
             let options = CString::new(options.as_str())?;
-            mount("tmpfs", &self.path, "tmpfs", self.flags, options.as_c_str())?;
-            self.give(std::fs::File::open(&self.path)?)
+            mount("tmpfs", way_to(&folder), "tmpfs", self.flags, options.as_c_str())?;
+            self.give(root.mounted(inside)?)
         };
         finish().map_err(|error| {
             remove(&self.path);
@@ -78,9 +79,15 @@ impl MemoryVolume {
         })
     }
 
-    /// Gives the file system another size; a plain folder has none.
-    pub(super) fn resize(&self) -> Result<(), Error> {
-        let Some(options) = &self.tmpfs else { return Ok(()) };
+    /// Whether who asks for the other gets this one. Sizes may differ: they change while the pod runs.
+    pub(super) fn is_like(&self, other: &Self) -> bool {
+        let kind = |it: &Self| (it.tmpfs.is_some(), it.flags, it.mode, it.group);
+        self.path == other.path && kind(self) == kind(other)
+    }
+
+    /// Gives the file system the other one's size, and nothing else of it; a plain folder has none.
+    pub(super) fn resize(&self, other: &Self) -> Result<(), Error> {
+        let (Some(_), Some(options)) = (&self.tmpfs, &other.tmpfs) else { return Ok(()) };
         let resize = || -> io::Result<()> {
             let options = CString::new(options.as_str())?;
             // The mode stays what it was: it is not among these options.
