@@ -28,8 +28,6 @@ pub(crate) struct Container {
     first: String,
     home: Home,
     init: Process,
-    /// Where the container's programs say why they end.
-    termination_log: Option<PathBuf>,
     user: RunsAs,
     copies: Vec<PathBuf>,
     volumes: Mutex<Held>,
@@ -119,13 +117,12 @@ impl Container {
         home: Home,
         first: &str,
         terminal: bool,
-        termination_log: Option<PathBuf>,
         user: RunsAs,
         copies: Vec<PathBuf>,
     ) -> Result<Self, Fault> {
         let (child, streams) = home.helper.create(&home.id, &home.bundle, terminal).await?;
         let init = Process::watch(child, streams);
-        Ok(Self { termination_log, user, copies, ..Self::new(home, first, init) })
+        Ok(Self { user, copies, ..Self::new(home, first, init) })
     }
 
     /// Makes the pod's own process. It has nothing to run when it is started, and uses too little to be in a control group.
@@ -140,7 +137,6 @@ impl Container {
             first: first.to_owned(),
             home,
             init,
-            termination_log: None,
             user: RunsAs::default(),
             copies: Vec::new(),
             volumes: Mutex::default(),
@@ -176,11 +172,17 @@ impl Container {
     }
 
     /// The end of what the container's programs wrote to say why they end, up to 4 KiB; nothing if there is no such file.
+    ///
+    /// It is always the agent's own file: any other may hold what is not the host's to read.
     pub(crate) fn termination_message(&self) -> std::io::Result<String> {
         use rustix::fs::{CWD, Mode, OFlags, openat};
-        let Some(path) = &self.termination_log else { return Ok(String::new()) };
+        use rustix::io::Errno;
+        let path = self.home.bundle.join("termination-log");
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let mut file = std::fs::File::from(openat(CWD, path, flags, Mode::empty())?);
+        let mut file = match openat(CWD, path, flags, Mode::empty()) {
+            Err(Errno::NOENT) => return Ok(String::new()),
+            opened => std::fs::File::from(opened?),
+        };
         let length = file.metadata()?.len();
         std::io::Seek::seek(&mut file, std::io::SeekFrom::Start(length.saturating_sub(MAX_MESSAGE)))?;
         let mut text = Vec::new();

@@ -187,11 +187,10 @@ impl Agent {
         let config = spec::build(request, &pulled.rootfs, &image.process, &devices, pod)?;
         write_config(home.bundle(), &config)?;
         let terminal = config["process"]["terminal"] == true;
-        let log = spec::termination_log(request, &config);
         let asked = request.OCI.Process.User.as_ref().cloned();
         let user = RunsAs { asked, is: config["process"]["user"].clone() };
         let copies = self.copies_for(request);
-        let container = Container::create(home.clone(), &request.exec_id, terminal, log, user, copies).await?;
+        let container = Container::create(home.clone(), &request.exec_id, terminal, user, copies).await?;
         self.share_pids(&container, request)?;
         Ok(container)
     }

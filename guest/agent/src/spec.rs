@@ -68,7 +68,7 @@ pub(crate) fn build(
         "process": process::build(process, request.string_user.as_ref(), image, rootfs)?,
         "root": {"path": rootfs, "readonly": oci.Root.get_or_default().Readonly},
         "hostname": pod.hostname,
-        "mounts": mounts::build(&oci.Mounts, &pod)?,
+        "mounts": mounts::build(&oci.Mounts, &pod, termination_log(oci))?,
         "linux": {
             "namespaces": pod.namespaces,
             "cgroupsPath": Path::new(CGROUP_PARENT).join(&request.container_id),
@@ -136,12 +136,9 @@ fn refuse_unsupported(request: &CreateContainerRequest, oci: &oci::Spec) -> Resu
     Ok(())
 }
 
-/// The file in which a container's programs say why they end, if its pod wants to know.
-pub(crate) fn termination_log(request: &CreateContainerRequest, config: &Value) -> Option<PathBuf> {
-    let annotation = |name: &str| request.OCI.Annotations.get(&format!("{TERMINATION}{name}")).map(String::as_str);
-    let path = annotation("Path").unwrap_or("/dev/termination-log");
-    let mount = config["mounts"].as_array()?.iter().find(|mount| mount["destination"] == path)?;
-    Some(mount["source"].as_str()?.into())
+/// Where a container's programs say why they end: Kubernetes lets a pod choose.
+fn termination_log(oci: &oci::Spec) -> &str {
+    oci.Annotations.get(TERMINATION_PATH).map_or(TERMINATION_LOG, String::as_str)
 }
 
 /// Limits as `config.json` has them. A negative one stands for none.
@@ -230,7 +227,9 @@ pub(crate) const GUEST_PULL: &str = "image_guest_pull";
 pub(crate) const CGROUP_PARENT: &str = "/containers";
 const NETWORK: &str = "net.";
 const VERSION: &str = "1.0.2";
-const TERMINATION: &str = "io.kubernetes.container.terminationMessage";
+const TERMINATION_PATH: &str = "io.kubernetes.container.terminationMessagePath";
+/// Where a container has the file for its last words if its pod doesn't say.
+const TERMINATION_LOG: &str = "/dev/termination-log";
 const MASKED_PATHS: [&str; 12] = [
     "/proc/acpi",
     "/proc/asound",

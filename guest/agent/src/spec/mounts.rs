@@ -5,7 +5,7 @@ use std::path::{Component, Path, PathBuf};
 use serde_json::{Value, json};
 use wire_ttrpc::oci;
 
-use super::{Error, Pod};
+use super::{Error, Pod, TERMINATION_LOG};
 use crate::volumes::PASSTHROUGH;
 
 /// A container's mounts, in the order in which they are made.
@@ -13,9 +13,11 @@ use crate::volumes::PASSTHROUGH;
 /// A bind mount of the host's asking has a volume of the pod as its source, or what the host has copied into the guest,
 /// and as a whole: what is inside can be changed by containers between a check and the mount.
 ///
+/// What is asked for at `termination_log` is the agent's own file, whatever its source: the host reads what is in it.
+///
 /// # Errors
 /// [`Error::Mount`] for a mount that is neither known nor harmless.
-pub(super) fn build(requested: &[oci::Mount], pod: &Pod<'_>) -> Result<Vec<Value>, Error> {
+pub(super) fn build(requested: &[oci::Mount], pod: &Pod<'_>, termination_log: &str) -> Result<Vec<Value>, Error> {
     let mut mounts: Vec<Value> = SYSTEM
         .iter()
         .map(|(destination, kind, source, options)| {
@@ -23,6 +25,7 @@ pub(super) fn build(requested: &[oci::Mount], pod: &Pod<'_>) -> Result<Vec<Value
         })
         .collect();
     mounts.extend(pod.files.iter().map(|(destination, source)| bind(destination, source, &FILE_OPTIONS)));
+    let own_log = pod.files.iter().find(|(destination, _)| *destination == TERMINATION_LOG).map(|(_, source)| source);
     for mount in requested {
         let refuse = |reason: &'static str| Error::Mount { destination: shown(&mount.destination), reason };
         let destination =
@@ -31,11 +34,18 @@ pub(super) fn build(requested: &[oci::Mount], pod: &Pod<'_>) -> Result<Vec<Value
         let is_file = pod.files.iter().any(|(file, _)| Path::new(file) == destination);
         let is_system = SYSTEM.iter().any(|(system, ..)| Path::new(system) == destination);
         let is_bind = mount.options.iter().any(|option| matches!(option.as_str(), "bind" | "rbind"));
+        let is_over_system =
+            destination == Path::new("/") || SYSTEM_FOLDERS.iter().any(|folder| destination.starts_with(folder));
+        let is_at = |place: &str| destination == Path::new(place);
+        let is_log = is_bind && (is_at(TERMINATION_LOG) || is_at(termination_log) && !is_file && !is_over_system);
         let source = is_bind.then(|| source(&mount.source, pod)).flatten();
 
-        if is_bind && (shared_memory || !(is_system || is_file && source.is_none())) {
+        if let Some(own_log) = own_log.filter(|_| is_log) {
+            mounts.retain(|made| made["destination"] != mount.destination.as_str() && made["source"] != json!(own_log));
+            mounts.push(bind(&mount.destination, own_log, &FILE_OPTIONS));
+        } else if is_bind && (shared_memory || !(is_system || is_file && source.is_none())) {
             let source = source.ok_or_else(|| refuse("its source is neither a volume of the pod nor a copied file"))?;
-            if !shared_memory && !is_file && SYSTEM_FOLDERS.iter().any(|folder| destination.starts_with(folder)) {
+            if !shared_memory && !is_file && is_over_system {
                 return Err(refuse("nothing of the host's asking is mounted over system folders"));
             }
             // In the place of ours.
@@ -46,7 +56,7 @@ pub(super) fn build(requested: &[oci::Mount], pod: &Pod<'_>) -> Result<Vec<Value
         } else if is_system || is_file {
             // The system's file systems are always mounted our way, whatever options the host would like.
         } else if mount.type_ == "tmpfs" {
-            if SYSTEM_FOLDERS.iter().any(|folder| destination.starts_with(folder)) || destination == Path::new("/") {
+            if is_over_system {
                 return Err(refuse("nothing of the host's asking is mounted over system folders"));
             }
             let options =
@@ -137,6 +147,10 @@ const MAX_PATH: usize = 4096;
 mod tests {
     use super::*;
 
+    fn build(requested: &[oci::Mount], pod: &Pod<'_>) -> Result<Vec<Value>, Error> {
+        super::build(requested, pod, TERMINATION_LOG)
+    }
+
     fn mount(destination: &str, kind: &str, source: &str, options: &[&str]) -> oci::Mount {
         oci::Mount {
             destination: destination.into(),
@@ -193,26 +207,67 @@ mod tests {
         std::os::unix::fs::symlink("/etc", copies.join("c1-link")).unwrap();
         let at_copy = |name: &str| copies.join(name).to_str().unwrap().to_owned();
         let volumes = [copies.join("passthrough/cache")];
-        let files = [("/etc/hosts", "/b/hosts".into()), ("/dev/termination-log", "/b/log".into())];
+        let files = [("/etc/hosts", "/b/hosts".into())];
         let pod = pod(&files, &volumes, &copies);
 
         let asked = [
             mount("/etc/config", "bind", &at_copy("c1-config"), &["rbind", "rprivate", "ro"]),
             mount("/etc/hosts", "bind", &at_copy("c1-hosts"), &["rbind"]),
-            mount("/dev/termination-log", "bind", &at_copy("c1-hosts"), &["rbind"]),
         ];
         let mounts = build(&asked, &pod).unwrap();
         let options = json!(["rbind", "rprivate", "ro", "nosuid", "nodev"]);
         assert_eq!(at(&mounts, "/etc/config")[0]["options"], options);
-        for file in ["/etc/hosts", "/dev/termination-log"] {
-            assert_eq!(at(&mounts, file).len(), 1);
-            assert_eq!(at(&mounts, file)[0]["source"], json!(at_copy("c1-hosts")));
-        }
+        assert_eq!(at(&mounts, "/etc/hosts").len(), 1);
+        assert_eq!(at(&mounts, "/etc/hosts")[0]["source"], json!(at_copy("c1-hosts")));
         for refused in ["c1-config/inner", "c1-link", "c1-link/x", "none", "passthrough", "../copies/c1-config", ""] {
             let asked = mount("/x", "bind", &at_copy(refused), &["rbind"]);
             assert!(build(std::slice::from_ref(&asked), &pod).is_err(), "{refused}");
         }
-        assert!(build(&[mount("/proc/x", "bind", &at_copy("c1-config"), &["rbind"])], &pod).is_err());
+        for refused in ["/proc/x", "/"] {
+            assert!(build(&[mount(refused, "bind", &at_copy("c1-config"), &["rbind"])], &pod).is_err(), "{refused}");
+        }
+        // The folder around the volumes of the pod is none of a container's, even where there are none yet.
+        let asked = mount("/x", "bind", &at_copy("passthrough"), &["rbind"]);
+        assert!(build(&[asked], &Pod { volumes: &[], ..pod }).is_err());
+    }
+
+    #[test]
+    fn what_the_host_reads_as_last_words_is_a_file_of_the_agent_s() {
+        let root = tempfile::tempdir().unwrap();
+        let copy = root.path().join("c1-log");
+        std::fs::write(&copy, "").unwrap();
+        let copy = copy.to_str().unwrap();
+        let volumes = ["/v/data".into()];
+        let files = [("/etc/hosts", "/b/hosts".into()), (TERMINATION_LOG, "/b/log".into())];
+        let pod = pod(&files, &volumes, root.path());
+        let sources = |mounts: &[Value], destination: &str| -> Vec<Value> {
+            at(mounts, destination).iter().map(|mount| mount["source"].clone()).collect()
+        };
+        assert_eq!(sources(&build(&[], &pod).unwrap(), TERMINATION_LOG), ["/b/log"]);
+        for source in [copy, "/v/data", "/etc/shadow"] {
+            let mounts = build(&[mount(TERMINATION_LOG, "bind", source, &["rbind"])], &pod).unwrap();
+            assert_eq!(sources(&mounts, TERMINATION_LOG), ["/b/log"]);
+        }
+
+        // A pod may want it elsewhere, also in one of its volumes.
+        let asked = [
+            mount("/data", "bind", "/v/data", &["rbind"]),
+            mount("/data/last-words", "bind", copy, &["rbind"]),
+            mount("/other", "bind", copy, &["rbind"]),
+        ];
+        let mounts = super::build(&asked, &pod, "/data/last-words").unwrap();
+        let destinations: Vec<_> = mounts[mounts.len() - 3..].iter().map(|mount| &mount["destination"]).collect();
+        assert_eq!(destinations, ["/data", "/data/last-words", "/other"]);
+        assert_eq!(sources(&mounts, "/data/last-words"), ["/b/log"]);
+        assert_eq!(sources(&mounts, TERMINATION_LOG), [] as [Value; 0]);
+        assert_eq!(sources(&mounts, "/other"), [copy]);
+        // The place alone mounts nothing, and is none of the system's or the agent's other files.
+        assert!(at(&super::build(&[], &pod, "/etc/passwd").unwrap(), "/etc/passwd").is_empty());
+        for place in ["/dev/null", "/proc/1", "/"] {
+            assert!(super::build(&[mount(place, "bind", copy, &["rbind"])], &pod, place).is_err(), "{place}");
+        }
+        let hosts = super::build(&[mount("/etc/hosts", "bind", copy, &["rbind"])], &pod, "/etc/hosts").unwrap();
+        assert_eq!(sources(&hosts, "/etc/hosts"), [copy]);
     }
 
     #[test]
