@@ -1,5 +1,12 @@
 # Resource policy of a data owner: a guest gets a resource if all the claims that are listed here have one of the
 # values that are expected. "expected" also tells Trustee what to say to the owner about a refusal.
+#
+# The claim "init_data" is the digest in base64, and "cocoon initdata build" prints it in hexadecimal. With what it has
+# printed in the file initdata.digest, this writes it as the claim has it:
+#
+#   tr -d '\n' < initdata.digest | tr a-f A-F | basenc --base16 --decode | base64 --wrap 0
+#
+# The status "affirming" takes reference values for what the guest was measured to be: docs/trustee.md, section 2.
 package policy
 
 import rego.v1
