@@ -1,8 +1,9 @@
 //! One container: its first process, the commands run in it, and what has to be removed with it.
 
-use std::collections::HashMap;
+mod commands;
+
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -20,6 +21,7 @@ use crate::images::{ImageProcess, Images};
 use crate::process::Process;
 use crate::spec;
 use crate::volumes::Held;
+use commands::Commands;
 
 /// A container whose first process has been made.
 pub(crate) struct Container {
@@ -32,7 +34,7 @@ pub(crate) struct Container {
     copies: Vec<PathBuf>,
     volumes: Mutex<Held>,
     started: Mutex<bool>,
-    commands: Mutex<HashMap<Id, Command>>,
+    commands: Commands,
     /// Held while a command enters; closed before what belongs to the container is removed.
     entrance: RwLock<Entrance>,
 }
@@ -141,7 +143,7 @@ impl Container {
             copies: Vec::new(),
             volumes: Mutex::default(),
             started: Mutex::new(false),
-            commands: Mutex::new(HashMap::new()),
+            commands: Commands::default(),
             entrance: RwLock::new(Entrance::Open),
         }
     }
@@ -226,15 +228,15 @@ impl Container {
             return Err(Fault::State(format!("container {} is being removed", self.id)));
         }
         self.expect_running()?;
-        self.reserve(&exec)?;
+        self.commands.reserve(&exec, &self.id)?;
         let place = Place { first: self.init.descriptor(), group: self.home.cgroup.path() };
         match self.home.helper.enter(place, &described, process.Terminal).await {
             Ok((child, streams)) => {
-                self.commands().insert(exec, Command::Running(Arc::new(Process::watch(child, streams))));
+                self.commands.settle(&exec, Some(Process::watch(child, streams)));
                 Ok(())
             }
             Err(error) => {
-                self.commands().remove(&exec);
+                self.commands.settle(&exec, None);
                 Err(error.into())
             }
         }
@@ -245,9 +247,9 @@ impl Container {
         if self.is_first(name) {
             return Ok(Named::First(&self.init));
         }
-        match self.commands().get(name) {
-            Some(Command::Running(process)) => Ok(Named::Other(Arc::clone(process))),
-            _ => Err(Fault::NotFound(format!(
+        match self.commands.get(name) {
+            Some(process) => Ok(Named::Other(process)),
+            None => Err(Fault::NotFound(format!(
                 "process {:?} of container {}",
                 name.chars().take(128).collect::<String>(),
                 self.id
@@ -314,26 +316,6 @@ impl Container {
     fn is_first(&self, name: &str) -> bool {
         name.is_empty() || name == self.id.as_str() || name == self.first
     }
-
-    /// Takes a place for a command, making room by forgetting commands that have ended.
-    fn reserve(&self, exec: &Id) -> Result<(), Fault> {
-        let mut commands = self.commands();
-        if commands.contains_key(exec) {
-            return Err(Fault::Exists(format!("process {exec} of container {}", self.id)));
-        }
-        if commands.len() >= MAX_COMMANDS {
-            commands.retain(|_, command| !matches!(command, Command::Running(process) if process.has_ended()));
-        }
-        if commands.len() >= MAX_COMMANDS {
-            return Err(Fault::State(format!("container {} runs {MAX_COMMANDS} commands already", self.id)));
-        }
-        commands.insert(exec.clone(), Command::Starting);
-        Ok(())
-    }
-
-    fn commands(&self) -> MutexGuard<'_, HashMap<Id, Command>> {
-        self.commands.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// A process of a container, found by its name.
@@ -353,11 +335,6 @@ impl std::ops::Deref for Named<'_> {
     }
 }
 
-enum Command {
-    Starting,
-    Running(Arc<Process>),
-}
-
 fn remove_bundle(bundle: &Path) -> std::io::Result<()> {
     for entry in std::fs::read_dir(bundle)? {
         let entry = entry?;
@@ -370,6 +347,5 @@ fn remove_bundle(bundle: &Path) -> std::io::Result<()> {
     std::fs::remove_dir(bundle)
 }
 
-const MAX_COMMANDS: usize = 128;
 /// What Kubernetes keeps of a message.
 const MAX_MESSAGE: u64 = 4096;

@@ -2,7 +2,9 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use rustix::fd::OwnedFd;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid};
@@ -43,8 +45,23 @@ impl Child {
 /// A process of a container, which is waited for from the moment this value is made.
 pub(crate) struct Process {
     child: Child,
-    ended: watch::Receiver<Option<i32>>,
+    ended: watch::Receiver<Option<End>>,
     streams: Streams,
+    heard: Heard,
+}
+
+#[derive(Clone, Copy)]
+struct End {
+    status: i32,
+    at: Instant,
+}
+
+/// What has been asked for to its end.
+#[derive(Default)]
+struct Heard {
+    status: AtomicBool,
+    stdout: AtomicBool,
+    stderr: AtomicBool,
 }
 
 /// The agent's ends of a process' standard streams.
@@ -63,15 +80,23 @@ impl Process {
         let waiting = Arc::clone(&child.handle);
         tokio::spawn(async move {
             let status = wait(&waiting).await.unwrap_or(LOST);
-            sender.send_replace(Some(status));
+            sender.send_replace(Some(End { status, at: Instant::now() }));
         });
-        Self { child, ended, streams }
+        let heard = Heard { stderr: AtomicBool::new(streams.stderr.is_none()), ..Heard::default() };
+        Self { child, ended, streams, heard }
     }
 
     /// The status of the process once it has ended: its exit code, or 128 plus the signal that killed it.
     pub(crate) async fn ended(&self) -> i32 {
+        let status = self.until_ended().await;
+        self.heard.status.store(true, Ordering::Relaxed);
+        status
+    }
+
+    /// As [`Self::ended`], by nobody who would tell of it.
+    pub(crate) async fn until_ended(&self) -> i32 {
         match self.ended.clone().wait_for(Option::is_some).await {
-            Ok(status) => status.unwrap_or(LOST),
+            Ok(end) => end.map_or(LOST, |end| end.status),
             Err(_) => LOST,
         }
     }
@@ -79,6 +104,14 @@ impl Process {
     /// Whether the process has ended.
     pub(crate) fn has_ended(&self) -> bool {
         self.ended.borrow().is_some()
+    }
+
+    /// Whether the process has ended and nobody will ask for it any more: status and output have been had, or nobody came
+    /// for a while.
+    pub(crate) fn is_done_with(&self) -> bool {
+        let Heard { status, stdout, stderr } = &self.heard;
+        let is_heard = || [status, stdout, stderr].iter().all(|heard| heard.load(Ordering::Relaxed));
+        self.ended.borrow().is_some_and(|end| is_heard() || end.at.elapsed() >= PATIENCE)
     }
 
     /// Sends a signal. A process that has ended takes no harm.
@@ -114,24 +147,28 @@ impl Process {
 
     /// Reads from standard output, waiting for data; nothing at the end, or once the process has ended and all is read.
     pub(crate) async fn read_stdout(&self, limit: usize) -> io::Result<Vec<u8>> {
-        self.read(&self.streams.stdout, limit).await
+        self.read(&self.streams.stdout, limit, &self.heard.stdout).await
     }
 
     /// As [`Self::read_stdout`], from standard error. A terminal has none.
     pub(crate) async fn read_stderr(&self, limit: usize) -> io::Result<Vec<u8>> {
         match &self.streams.stderr {
-            Some(stream) => self.read(stream, limit).await,
+            Some(stream) => self.read(stream, limit, &self.heard.stderr).await,
             None => Ok(Vec::new()),
         }
     }
 
-    async fn read(&self, stream: &Stream, limit: usize) -> io::Result<Vec<u8>> {
+    async fn read(&self, stream: &Stream, limit: usize, heard: &AtomicBool) -> io::Result<Vec<u8>> {
         let limit = limit.clamp(1, MAX_READ);
-        tokio::select! {
-            data = stream.read(limit) => data,
+        let data = tokio::select! {
+            data = stream.read(limit) => data?,
             // Its children may hold the stream open for ever; what it wrote itself is there by now.
-            _ = self.ended() => stream.read_ready(limit),
+            _ = self.until_ended() => stream.read_ready(limit)?,
+        };
+        if data.is_empty() {
+            heard.store(true, Ordering::Relaxed);
         }
+        Ok(data)
     }
 
     /// Writes all of `data` to standard input.
@@ -139,7 +176,7 @@ impl Process {
         let stdin = self.stdin().clone().ok_or_else(|| io::Error::from(io::ErrorKind::BrokenPipe))?;
         tokio::select! {
             written = stdin.write(data) => written,
-            _ = self.ended() => Err(io::ErrorKind::BrokenPipe.into()),
+            _ = self.until_ended() => Err(io::ErrorKind::BrokenPipe.into()),
         }
     }
 
@@ -206,15 +243,17 @@ const SIGNALLED: i32 = 128;
 /// The status of a process that somebody else waited for.
 const LOST: i32 = 255;
 const END_OF_TRANSMISSION: u8 = 4;
+/// Far longer than a caller takes to ask for a process that has ended.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Well below the 4 MiB that a message may have.
 const MAX_READ: usize = 256 << 10;
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use std::process::{Command, Stdio};
 
-    fn start(script: &str) -> Process {
+    pub(crate) fn start(script: &str) -> Process {
         let (stdin, stdin_end) = io::pipe().unwrap();
         let (stdout_end, stdout) = io::pipe().unwrap();
         let (stderr_end, stderr) = io::pipe().unwrap();
@@ -258,6 +297,9 @@ mod tests {
         assert_eq!(process.read_stdout(99).await.unwrap(), b"");
         assert_eq!(process.read_stderr(99).await.unwrap(), b"err\n");
         assert_eq!(process.ended().await, 0);
+        assert!(!process.is_done_with(), "who reads standard error does not know of its end yet");
+        assert_eq!(process.read_stderr(99).await.unwrap(), b"");
+        assert!(process.is_done_with());
     }
 
     #[tokio::test]

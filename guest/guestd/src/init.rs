@@ -6,6 +6,7 @@ use std::path::Path;
 
 use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
+use nix::sys::resource::{Resource, setrlimit};
 
 /// Mounts what the roles need and moves to a root that `pivot_root` accepts.
 ///
@@ -60,6 +61,21 @@ pub(crate) fn mount_config_fs() -> Result<(), Error> {
     }
     let plain = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     step(CONFIG, || mount(Some("configfs"), CONFIG, Some("configfs"), plain, NONE))
+}
+
+/// Lets this process have as many open files as its containers may take, and containers as many as elsewhere: what the
+/// kernel starts with is few for both.
+///
+/// # Errors
+/// [`Error`] if the kernel refuses.
+pub(crate) fn allow_open_files() -> Result<(), Error> {
+    let most = open_files(&fs::read_to_string("/proc/sys/fs/nr_open").unwrap_or_default());
+    step("the limit of open files", || setrlimit(Resource::RLIMIT_NOFILE, most, most))
+}
+
+/// What container runtimes give, as far as the kernel goes along.
+fn open_files(nr_open: &str) -> u64 {
+    nr_open.trim().parse().map_or(OPEN_FILES, |limit: u64| limit.min(OPEN_FILES))
 }
 
 /// How large the file system may become that images and volumes in memory are in: three quarters of what is left beside kernel
@@ -118,6 +134,7 @@ pub(crate) const PROGRAM: &str = "/init";
 /// What `/etc/resolv.conf` leads to.
 pub(crate) const RESOLV_CONF: &str = "/run/resolv.conf";
 const NONE: Option<&str> = None;
+const OPEN_FILES: u64 = 1 << 20;
 const NEW_ROOT: &str = "/newroot";
 /// Made by the kernel when it has configfs.
 const CONFIG: &str = "/sys/kernel/config";
@@ -126,6 +143,13 @@ const CGROUPS: &str = "/sys/fs/cgroup";
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn open_files_are_as_many_as_is_usual_and_no_more_than_can_be() {
+        assert_eq!(open_files("1073741816\n"), 1 << 20);
+        assert_eq!(open_files("65536\n"), 65536);
+        assert_eq!(open_files(""), 1 << 20);
+    }
 
     #[test]
     fn files_have_room_in_what_memory_is_left() {

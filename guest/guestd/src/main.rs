@@ -51,6 +51,7 @@ fn main() -> ExitCode {
 /// Brings the guest up and serves until it fails.
 fn run() -> Result<(), roles::Error> {
     init::mount_file_systems()?;
+    init::allow_open_files()?;
     kernel_modules::load(Group::FirstAnswer)?;
     if kernel_modules::in_a_tee() {
         kernel_modules::load(Group::Tee)?;
