@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use wire_ttrpc::agent::CreateContainerRequest;
 use wire_ttrpc::oci;
 
-pub(crate) use process::build as process;
+pub(crate) use process::{build as process, with_home};
 
 use crate::devices::Disk;
 use crate::images::ImageProcess;
@@ -65,7 +65,7 @@ pub(crate) fn build(
     let linux = oci.Linux.get_or_default();
     Ok(json!({
         "ociVersion": VERSION,
-        "process": process::build(process, request.string_user.as_ref(), image, rootfs)?,
+        "process": process::build_first(process, request.string_user.as_ref(), image, rootfs)?,
         "root": {"path": rootfs, "readonly": oci.Root.get_or_default().Readonly},
         "hostname": pod.hostname,
         "mounts": mounts::build(&oci.Mounts, &pod, termination_log(oci))?,

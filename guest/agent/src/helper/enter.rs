@@ -22,7 +22,7 @@ use rustix::thread::{
 };
 
 use super::fork;
-use crate::user;
+use crate::spec;
 
 /// Becomes the process that `text` describes, an OCI process in JSON, in the container of the process `first`.
 ///
@@ -88,7 +88,7 @@ fn become_user(user: &User) -> io::Result<()> {
     Ok(set_keep_capabilities(false)?)
 }
 
-/// The process' variables, the last of each name, with the user's home folder if there is none.
+/// The process' variables, the last of each name, with a home folder in any case, as the container's first process has it.
 fn environment(process: &Process) -> Vec<String> {
     let name = |entry: &str| entry.split('=').next().unwrap_or_default().to_owned();
     let mut variables: Vec<String> = Vec::new();
@@ -96,13 +96,7 @@ fn environment(process: &Process) -> Vec<String> {
         variables.retain(|other| name(other) != name(entry));
         variables.push(entry.clone());
     }
-    if !variables.iter().any(|entry| entry.strip_prefix("HOME=").is_some_and(|home| !home.is_empty()))
-        && let Some(home) = user::home(Path::new("/"), process.user().uid())
-    {
-        variables.retain(|entry| name(entry) != "HOME");
-        variables.push(format!("HOME={home}"));
-    }
-    variables
+    spec::with_home(variables, Path::new("/"), process.user().uid())
 }
 
 /// Becomes the program of that name: at its path, or the first one of the search path that runs.
@@ -146,9 +140,9 @@ mod tests {
     }
 
     #[test]
-    fn the_last_variable_of_a_name_counts_and_there_is_a_home_where_the_user_has_one() {
+    fn the_last_variable_of_a_name_counts_and_there_is_a_home() {
         assert_eq!(environment(&process(&["A=1", "B=2", "A=3", "HOME=/h"])), ["B=2", "A=3", "HOME=/h"]);
-        assert_eq!(environment(&process(&["A=1"])), ["A=1"], "such a user is in no /etc/passwd");
+        assert_eq!(environment(&process(&["A=1"])), ["A=1", "HOME=/"], "such a user is in no /etc/passwd");
         let mut root = process(&["HOME="]);
         root.set_user(serde_json::from_str(r#"{"uid": 0, "gid": 0}"#).unwrap());
         assert_eq!(environment(&root), ["HOME=/root"]);

@@ -7,9 +7,41 @@ use wire_ttrpc::{agent::StringUser, oci};
 
 use super::Error;
 use crate::images::ImageProcess;
-use crate::user::User;
+use crate::user::{self, User};
 
-/// Builds the `process` of a container's `config.json`.
+/// Builds the `process` of a container's `config.json`, as [`build`] does, with a home folder in its environment.
+///
+/// Without one, the runtime would have the C library look for it inside of the container, for which that loads what the
+/// image has in the place of libraries.
+///
+/// # Errors
+/// As [`build`].
+pub(crate) fn build_first(
+    requested: &oci::Process,
+    user: Option<&StringUser>,
+    image: &ImageProcess,
+    rootfs: &Path,
+) -> Result<Value, Error> {
+    let mut process = build(requested, user, image, rootfs)?;
+    let uid = process["user"]["uid"].as_u64().and_then(|uid| u32::try_from(uid).ok()).unwrap_or(0);
+    let env = process["env"].as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
+    process["env"] = with_home(env, rootfs, uid).into();
+    Ok(process)
+}
+
+/// Adds the user's home folder where there is none: that in the `/etc/passwd` of the root file system, or its root.
+pub(crate) fn with_home(mut env: Vec<String>, rootfs: &Path, uid: u32) -> Vec<String> {
+    let home = env.iter().rev().find_map(|entry| entry.strip_prefix("HOME="));
+    if home.is_none_or(str::is_empty) {
+        env.retain(|entry| !entry.starts_with("HOME="));
+        let can_be = |home: &String| !home.is_empty() && home.len() <= MAX_PATH && !home.contains('\0');
+        let home = user::home(rootfs, uid).filter(can_be);
+        env.push(format!("HOME={}", home.as_deref().unwrap_or("/")));
+    }
+    env
+}
+
+/// Builds the description of a process, a container's first one or a command.
 ///
 /// Where the request has no arguments, arguments, environment, working directory and user are those of the image,
 /// with the request's environment over the image's.
@@ -199,6 +231,42 @@ mod tests {
         assert_eq!(process["cwd"], "/");
         assert!(process.get("oomScoreAdj").is_none(), "no container is spared at the guest's expense");
         assert_eq!(process["capabilities"]["bounding"], json!(DEFAULT_CAPABILITIES));
+    }
+
+    #[test]
+    fn a_first_process_has_a_home_in_any_case() {
+        let image = tempfile::tempdir().unwrap();
+        std::fs::create_dir(image.path().join("etc")).unwrap();
+        let long = "x".repeat(5000);
+        let passwd =
+            format!("web:x:9:9::/home/web:/bin/sh\nnone:x:10:10:::\nlong:x:11:11::/{long}:\nnul:x:12:12::/a\0b:\n");
+        std::fs::write(image.path().join("etc/passwd"), passwd).unwrap();
+        for (uid, env, home) in [
+            (9, &[][..], "/home/web"),
+            (9, &["HOME=/given"], "/given"),
+            (9, &["HOME=/given", "HOME="], "/home/web"),
+            (9, &["HOME=", "HOME=/given"], "/given"),
+            (9, &["HOME=", "HOMES=/x"], "/home/web"),
+            (8, &["HOME="], "/"),
+            (10, &[], "/"),
+            (11, &[], "/"),
+            (12, &[], "/"),
+        ] {
+            let requested = oci::Process {
+                Args: vec!["sh".into()],
+                Env: env.iter().map(ToString::to_string).collect(),
+                User: MessageField::some(oci::User { UID: uid, ..Default::default() }),
+                ..Default::default()
+            };
+            let process = build_first(&requested, None, &ImageProcess::default(), image.path()).unwrap();
+            let entries = process["env"].as_array().unwrap().iter().map(|entry| entry.as_str().unwrap());
+            // As the runtime reads it: the last one of a name counts.
+            assert_eq!(
+                entries.filter_map(|entry| entry.strip_prefix("HOME=")).next_back(),
+                Some(home),
+                "{uid} {env:?}"
+            );
+        }
     }
 
     #[test]
