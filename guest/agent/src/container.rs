@@ -148,6 +148,14 @@ impl Container {
         }
     }
 
+    /// Ends what nobody will have. [`Home::clear`] does not reach the pod's own process, which is in no control group.
+    pub(crate) async fn discard(self) {
+        match self.init.signal(Signal::KILL) {
+            Ok(()) => drop(self.init.until_ended().await),
+            Err(error) => tracing::warn!(container = %self.id, %error, "first process can't be killed"),
+        }
+    }
+
     /// The container's first process.
     pub(crate) fn init(&self) -> &Process {
         &self.init

@@ -114,8 +114,11 @@ impl Agent {
         let mut abandoned = std::pin::pin!(abandoned);
         let mut result = self.assemble(&home, &request, &root, &mut volumes, abandoned.as_mut()).await;
         // Making the container can't be interrupted, but it can be undone.
-        if result.is_ok() && abandoned.now_or_never().is_some() {
-            result = Err(Fault::Abandoned);
+        if result.is_ok()
+            && abandoned.now_or_never().is_some()
+            && let Ok(container) = std::mem::replace(&mut result, Err(Fault::Abandoned))
+        {
+            container.discard().await;
         }
         match result {
             Ok(container) => {
@@ -191,8 +194,7 @@ impl Agent {
         let user = RunsAs { asked, is: config["process"]["user"].clone() };
         let copies = self.copies_for(request);
         let container = Container::create(home.clone(), &request.exec_id, terminal, user, copies).await?;
-        self.share_pids(&container, request)?;
-        Ok(container)
+        self.share_pids(container, request).await
     }
 
     /// Makes the pod's own process. Of the request it takes the parameters of the kernel that a pod sets for all of its
@@ -207,8 +209,7 @@ impl Agent {
             set.map_err(|e| Fault::Io("a parameter of the pod's namespaces can't be set", e))?;
         }
         let container = Container::pause(home.clone(), &request.exec_id).await?;
-        self.share_pids(&container, request)?;
-        Ok(container)
+        self.share_pids(container, request).await
     }
 
     /// Waits for the disks that the container gets as devices. One of them may be there for images instead.
@@ -230,8 +231,19 @@ impl Agent {
         Ok(devices)
     }
 
+    /// As [`Self::keep_pids`], and ends the container where that fails.
+    async fn share_pids(&self, container: Container, request: &CreateContainerRequest) -> Result<Container, Fault> {
+        match self.keep_pids(&container, request) {
+            Ok(()) => Ok(container),
+            Err(fault) => {
+                container.discard().await;
+                Err(fault)
+            }
+        }
+    }
+
     /// Lets the pod's later containers have the processes of this one, if they share them and have no others yet.
-    fn share_pids(&self, container: &Container, request: &CreateContainerRequest) -> Result<(), Fault> {
+    fn keep_pids(&self, container: &Container, request: &CreateContainerRequest) -> Result<(), Fault> {
         let mut sandbox = self.sandbox();
         let Some(sandbox) = sandbox.as_mut() else { return Ok(()) };
         if !sandbox.shares_pids() && !request.sandbox_pidns {

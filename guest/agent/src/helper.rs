@@ -112,7 +112,7 @@ impl Helper {
             let _ = child.ended().await;
             return Err(Error::Container(cause));
         }
-        Ok((child, mine.streams().await.map_err(Error::Streams)?))
+        mine.streams_of(child).await
     }
 
     /// Makes the pod's own process, with an empty folder for its root.
@@ -124,7 +124,7 @@ impl Helper {
             let _ = child.ended().await;
             return Err(Error::Container(cause));
         }
-        Ok((child, mine.streams().await.map_err(Error::Streams)?))
+        mine.streams_of(child).await
     }
 
     /// Lets the first process of a container that was made run its program.
@@ -289,7 +289,20 @@ impl Ends {
         Ok((Self::Terminal(console), vec![theirs]))
     }
 
-    /// Must be called once the process has its streams.
+    /// Must be called once the process has its streams. Without them it is of no use, and ends.
+    async fn streams_of(self, child: Child) -> Result<(Child, Streams), Error> {
+        match self.streams().await {
+            Ok(streams) => Ok((child, streams)),
+            Err(error) => {
+                if child.signal(Signal::KILL).is_ok() {
+                    // Nobody else waits for it.
+                    let _ = child.ended().await;
+                }
+                Err(Error::Streams(error))
+            }
+        }
+    }
+
     async fn streams(self) -> io::Result<Streams> {
         match self {
             Self::Pipes([stdin, stdout, stderr]) => Streams::pipes(stdin, stdout, stderr),
