@@ -122,7 +122,8 @@ impl Container {
         user: RunsAs,
         copies: Vec<PathBuf>,
     ) -> Result<Self, Fault> {
-        let (child, streams) = home.helper.create(&home.id, &home.bundle, terminal).await?;
+        let uid = user.is["uid"].as_u64().and_then(|uid| u32::try_from(uid).ok()).unwrap_or(0);
+        let (child, streams) = home.helper.create(&home.id, &home.bundle, terminal, uid).await?;
         let init = Process::watch(child, streams);
         Ok(Self { user, copies, ..Self::new(home, first, init) })
     }

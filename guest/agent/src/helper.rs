@@ -20,12 +20,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
-use rustix::process::{Pid, Signal};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, waitid};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest};
 use tokio::net::UnixStream;
 use tokio::sync::Mutex;
 
+use crate::cgroup::Cgroup;
 use crate::console::Console;
 use crate::id::Id;
 use crate::process::{Child, Streams};
@@ -67,8 +68,14 @@ impl Helper {
         }
     }
 
-    /// Makes the container of `<bundle>/config.json`; its first process waits for [`Self::start`].
-    pub(crate) async fn create(&self, id: &Id, bundle: &Path, terminal: bool) -> Result<(Child, Streams), Error> {
+    /// Makes the container of `<bundle>/config.json`; its first process waits for [`Self::start`], and will run as `uid`.
+    pub(crate) async fn create(
+        &self,
+        id: &Id,
+        bundle: &Path,
+        terminal: bool,
+        uid: u32,
+    ) -> Result<(Child, Streams), Error> {
         std::fs::create_dir_all(&self.state).map_err(Error::Bundle)?;
         let mut order = create::Container {
             id: id.as_str().to_owned(),
@@ -88,12 +95,17 @@ impl Helper {
         // The container's process becomes this one's child when the one that made it has ended.
         let status = builder.ended().await.map_err(Error::Fork)?;
         let pid = match outcome {
-            Some(Outcome::Pid(pid)) => Pid::from_raw(pid).ok_or(Error::NoReport(status))?,
+            Some(Outcome::Pid(pid)) if pid > 0 => Pid::from_raw(pid).ok_or(Error::NoReport(status))?,
             Some(Outcome::Error(cause)) => return Err(Error::Container(cause)),
-            None => return Err(Error::NoReport(status)),
+            _ => return Err(Error::NoReport(status)),
         };
+        // What is in the container by now may have had a hand in the report.
+        if !is_child(pid) || !is_in(pid, Cgroup::of(id).path()) {
+            return Err(Error::Stray(pid));
+        }
         let child = Child::of(pid).map_err(Error::Fork)?;
-        Ok((child, mine.streams().await.map_err(Error::Streams)?))
+        own_streams(pid, uid);
+        mine.streams_of(child).await
     }
 
     /// Runs the process that `process` describes, an OCI process in JSON, in a container that runs.
@@ -217,6 +229,8 @@ pub(crate) enum Error {
     Deadline,
     #[error("container helper left no report, and ended with status {0}")]
     NoReport(i32),
+    #[error("container helper named process {0}, which is not the container's or has ended; next: try again")]
+    Stray(Pid),
     #[error("container runtime refused: {0}")]
     Container(String),
     #[error("container's first process does not listen: {0}")]
@@ -318,6 +332,26 @@ pub(crate) fn socket_pair() -> io::Result<(UnixStream, std::os::unix::net::UnixS
     Ok((UnixStream::from_std(mine)?, theirs))
 }
 
+/// Whether it is a child of this process, which it stays until somebody has waited for it.
+fn is_child(pid: Pid) -> bool {
+    waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT).is_ok()
+}
+
+/// Whether it runs in the control group of that folder.
+fn is_in(pid: Pid, group: &Path) -> bool {
+    let number = pid.as_raw_nonzero().to_string();
+    std::fs::read_to_string(group.join("cgroup.procs")).is_ok_and(|list| list.lines().any(|line| line == number))
+}
+
+/// Lets the user of a container open its streams once more, as `/dev/stdout` does: pipes and terminals are their maker's
+/// alone. They are the process' by now, whether it or this one made them.
+fn own_streams(pid: Pid, uid: u32) {
+    for number in 0..3 {
+        // Programs that don't open them run all the same.
+        let _ = std::os::unix::fs::chown(format!("/proc/{pid}/fd/{number}"), Some(uid), None);
+    }
+}
+
 const MAX_REPORT: u64 = 64 << 10;
 /// Far more than a slow processor takes, and far less than callers wait.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -334,7 +368,7 @@ mod tests {
             let helper = Helper::new(program.into(), folder.path().join("state"));
             helper.prepare().await;
             for _ in 0..2 {
-                assert!(matches!(helper.create(&id, folder.path(), false).await, Err(Error::Spawn(_))), "{program}");
+                assert!(matches!(helper.create(&id, folder.path(), false, 0).await, Err(Error::Spawn(_))), "{program}");
             }
         }
     }

@@ -16,7 +16,10 @@ use libcontainer::syscall::syscall::create_syscall;
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 use nix::unistd::execve;
+use rustix::fs::{FileType, fchown, fstat, makedev};
+use rustix::io::Errno as Cause;
 use rustix::process::{Gid, Uid, chdir, getcwd, setsid};
+use rustix::stdio::{stderr, stdin, stdout};
 use rustix::thread::{
     set_keep_capabilities, set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
 };
@@ -53,9 +56,10 @@ pub(super) fn enter(first: OwnedFd, console: Option<OwnedFd>, text: &[u8]) -> Re
 
     // As root first, who may enter any folder, and else as the user, who may enter some that root may not.
     let entered = chdir(process.cwd());
-    if !matches!(entered, Err(rustix::io::Errno::PERM)) {
+    if !matches!(entered, Err(Cause::PERM)) {
         step("its working directory", entered)?;
     }
+    step("its streams", own_streams(process.user().uid()))?;
     step("its user", become_user(process.user()))?;
     step("what else is open", kernel.close_range(0))?;
     step("its capabilities", reset_effective(&*kernel))?;
@@ -74,6 +78,23 @@ pub(super) fn enter(first: OwnedFd, console: Option<OwnedFd>, text: &[u8]) -> Re
     let environment = environment(&process);
     let path = environment.iter().rev().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or_default().to_owned();
     become_program(process.args().as_deref().unwrap_or_default(), &path, environment)
+}
+
+/// Lets the user open the standard streams once more, as `/dev/stdout` does: pipes and terminals are their maker's alone.
+fn own_streams(uid: u32) -> io::Result<()> {
+    for stream in [stdin(), stdout(), stderr()] {
+        let found = fstat(stream)?;
+        let is_device = FileType::from_raw_mode(found.st_mode) == FileType::CharacterDevice;
+        // Everybody may open /dev/null, and it is everybody's.
+        if (is_device && found.st_rdev == makedev(1, 3)) || found.st_uid == uid {
+            continue;
+        }
+        match fchown(stream, Some(Uid::from_raw(uid)), None) {
+            Err(Cause::PERM | Cause::ROFS | Cause::INVAL) => {}
+            result => result?,
+        }
+    }
+    Ok(())
 }
 
 fn become_user(user: &User) -> io::Result<()> {

@@ -62,6 +62,8 @@ fn guest() -> ExitCode {
             commands_run_in_a_container_and_end_with_it().await;
             a_command_is_confined_as_its_container_is().await;
             a_terminal_has_a_size_and_one_stream().await;
+            whoever_a_program_runs_as_can_open_its_streams_again().await;
+            commands_that_have_ended_hold_few_descriptors().await;
             a_container_that_can_t_be_made_leaves_nothing().await;
             a_creation_that_its_caller_gave_up_leaves_nothing().await;
             a_pull_holds_up_nobody_else().await;
@@ -137,6 +139,18 @@ fn program(args: Vec<String>) -> ExitCode {
                 std::thread::park();
             }
             ExitCode::SUCCESS
+        }
+        ["reopen"] => {
+            for (path, text) in [("/dev/stdout", "out"), ("/dev/stderr", "err"), ("/proc/self/fd/1", "again")] {
+                let mut stream = OpenOptions::new().write(true).open(path).unwrap();
+                writeln!(stream, "{text} as {}", rustix::process::geteuid().as_raw()).unwrap();
+            }
+            OpenOptions::new().read(true).open("/dev/stdin").unwrap();
+            println!("home {}", std::env::var("HOME").unwrap());
+            std::io::stdout().flush().unwrap();
+            loop {
+                std::thread::park();
+            }
         }
         ["read", path] => {
             print!("{}", std::fs::read_to_string(path).unwrap());
@@ -338,6 +352,62 @@ async fn a_terminal_has_a_size_and_one_stream() {
     assert_eq!(lab.read("c2", "e1").await, "terminal true\r\n");
     let resize = TtyWinResizeRequest { container_id: "c2".into(), row: 1, column: 2, ..Default::default() };
     assert_eq!(refusal(lab.agent.tty_win_resize(context::with_timeout(0), &resize).await).0, Code::FAILED_PRECONDITION);
+    lab.end().await;
+}
+
+async fn whoever_a_program_runs_as_can_open_its_streams_again() {
+    let lab = Lab::start("l").await;
+    for (id, terminal) in [("pipes", false), ("terminal", true)] {
+        let process = MessageField::some(oci::Process {
+            Args: ["/app", PROGRAM, "reopen"].map(str::to_owned).to_vec(),
+            User: MessageField::some(oci::User { UID: 1000, GID: 1000, ..Default::default() }),
+            Terminal: terminal,
+            ..Default::default()
+        });
+        let first = process.clone();
+        lab.create(id, &[], |request| request.OCI.mut_or_insert_default().Process = first).await.unwrap();
+        lab.start_container(id).await.unwrap();
+        let exec_id = "e1".to_owned();
+        let request = ExecProcessRequest { container_id: id.into(), exec_id, process, ..Default::default() };
+        lab.agent.exec_process(context::with_timeout(0), &request).await.unwrap();
+        for exec in ["", "e1"] {
+            let mut output = String::new();
+            while !output.contains("home ") {
+                let part = lab.read(id, exec).await;
+                assert!(!part.is_empty(), "{id} {exec:?}: {output}");
+                output.push_str(&part);
+            }
+            let expected = match terminal {
+                true => "out as 1000\r\nerr as 1000\r\nagain as 1000\r\nhome /\r\n",
+                false => "out as 1000\nagain as 1000\nhome /\n",
+            };
+            assert_eq!(output, expected, "{id} {exec:?}");
+        }
+    }
+    let read = ReadStreamRequest { container_id: "pipes".into(), len: 100, ..Default::default() };
+    let errors = lab.agent.read_stderr(context::with_timeout(0), &read).await.unwrap();
+    assert_eq!(errors.data, b"err as 1000\n");
+    lab.end().await;
+}
+
+async fn commands_that_have_ended_hold_few_descriptors() {
+    let lab = Lab::start("m").await;
+    lab.create("c1", &["/app", PROGRAM, "stay"], |_| {}).await.unwrap();
+    lab.start_container("c1").await.unwrap();
+    let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let before = descriptors();
+    for number in 0..40 {
+        let exec = format!("e{number}");
+        lab.exec("c1", &exec, &["/app", PROGRAM, "show"], false).await.unwrap();
+        let read =
+            ReadStreamRequest { container_id: "c1".into(), exec_id: exec.clone(), len: 4096, ..Default::default() };
+        assert!(lab.read_all("c1", &exec).await.contains("pid "));
+        while !lab.agent.read_stderr(context::with_timeout(0), &read).await.unwrap().data.is_empty() {}
+        assert_eq!(lab.wait("c1", &exec).await, 7);
+    }
+    assert!(descriptors() < before + 80, "{before} have become {}", descriptors());
+    // Whoever comes late is still told.
+    assert_eq!(lab.wait("c1", "e38").await, 7);
     lab.end().await;
 }
 
