@@ -1,5 +1,6 @@
 //! What a container has used, in the form that containerd expects on this host.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use containerd_shim_protos::cgroups::metrics as v1;
@@ -25,16 +26,16 @@ fn unified(stats: StatsContainerResponse) -> v2::Metrics {
     let (cpu, memory) = (cgroup.cpu_stats.unwrap_or_default(), cgroup.memory_stats.unwrap_or_default());
     let of = |name: &str| memory.stats.get(name).copied().unwrap_or_default();
     let micro = |nanoseconds: u64| nanoseconds / 1000;
-    let mut io = v2::IOStat::default();
+    let mut devices = BTreeMap::new();
     let blkio = cgroup.blkio_stats.unwrap_or_default();
     for (entries, bytes) in [(&blkio.io_service_bytes_recursive, true), (&blkio.io_serviced_recursive, false)] {
         for entry in entries {
-            let at = io.usage.iter().position(|it| (it.major, it.minor) == (entry.major, entry.minor));
-            let at = at.unwrap_or_else(|| {
-                io.usage.push(v2::IOEntry { major: entry.major, minor: entry.minor, ..Default::default() });
-                io.usage.len() - 1
-            });
-            let usage = &mut io.usage[at];
+            let (major, minor) = (entry.major, entry.minor);
+            if devices.len() == DEVICES && !devices.contains_key(&(major, minor)) {
+                continue;
+            }
+            let new = || v2::IOEntry { major, minor, ..Default::default() };
+            let usage = devices.entry((major, minor)).or_insert_with(new);
             match (entry.op.to_ascii_lowercase().as_str(), bytes) {
                 ("read", true) => usage.rbytes = entry.value,
                 ("write", true) => usage.wbytes = entry.value,
@@ -86,7 +87,7 @@ fn unified(stats: StatsContainerResponse) -> v2::Metrics {
             swap_limit: memory.swap_usage.limit,
             ..Default::default()
         }),
-        io: MessageField::some(io),
+        io: MessageField::some(v2::IOStat { usage: devices.into_values().collect(), ..Default::default() }),
         hugetlb: cgroup
             .hugetlb_stats
             .into_iter()
@@ -224,6 +225,9 @@ fn network(it: NetworkStats) -> v1::NetworkStat {
     }
 }
 
+/// More disks than any guest has. What a guest says costs the host memory.
+const DEVICES: usize = 256;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -280,6 +284,20 @@ mod tests {
         assert_eq!((old.pids.current, old.cpu.usage.total, old.cpu.usage.user), (3, 9000, 5000));
         assert_eq!((old.memory.usage.usage, old.memory.total_inactive_file, old.memory.rss), (4096, 5, 10));
         assert_eq!((old.memory.cache, old.blkio.io_service_bytes_recursive[1].value), (20, 1024));
+    }
+
+    #[test]
+    fn a_guest_with_more_devices_than_any_has_is_heard_to_a_bound() {
+        let entry = |minor| BlkioStatsEntry { major: 8, minor, op: "Write".into(), value: minor, ..Default::default() };
+        let mut many = stats();
+        let blkio = many.cgroup_stats.mut_or_insert_default().blkio_stats.mut_or_insert_default();
+        blkio.io_service_bytes_recursive = (0..100_000).map(entry).collect();
+        blkio.io_serviced_recursive = (0..100_000).rev().map(entry).collect();
+
+        let io = unified(many).io.usage.clone();
+
+        assert_eq!(io.len(), DEVICES);
+        assert!(io.iter().zip(0..).all(|(it, at)| (it.minor, it.wbytes, it.wios) == (at, at, at)));
     }
 
     #[test]
