@@ -16,7 +16,7 @@ use tokio::net::unix::pipe;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use wire_ttrpc::agent::{CloseStdinRequest, ReadStreamRequest, WriteStreamRequest};
+use wire_ttrpc::agent::{CloseStdinRequest, ReadStreamRequest, ReadStreamResponse, WriteStreamRequest};
 
 use crate::Error;
 use crate::guest::Guest;
@@ -172,32 +172,27 @@ impl Carrier {
 
     /// From the guest to the host.
     async fn take(self, stream: Stream, mut to: Ear, mut ended: watch::Receiver<Phase>) {
-        // A process may leave others behind that hold its streams: they are listened to for a while only.
-        let over = async {
-            let _ = ended.wait_for(|phase| phase.exit().is_some()).await;
-            tokio::time::sleep(DRAIN).await;
-        };
-        tokio::pin!(over);
+        let mut left = LEFT;
         loop {
-            let request = ReadStreamRequest {
-                container_id: self.id.container.clone(),
-                exec_id: self.id.exec.clone(),
-                len: CHUNK as u32,
-                ..ReadStreamRequest::default()
-            };
-            let answer = async {
-                match stream {
-                    Stream::Stdout => self.guest.read_stdout(request).await,
-                    Stream::Stderr => self.guest.read_stderr(request).await,
-                }
+            // A process may leave others behind that hold its streams: they are listened to for a while and for so much only.
+            // The host's readers may take their time.
+            let over = async {
+                let _ = ended.wait_for(|phase| phase.exit().is_some()).await;
+                tokio::time::sleep(DRAIN).await;
             };
             let answer = tokio::select! {
-                answer = answer => answer,
-                () = &mut over => return,
+                answer = self.read(stream) => answer,
+                () = over => return,
             };
             match answer {
                 Ok(answer) if answer.data.is_empty() => return,
                 Ok(answer) => {
+                    if ended.borrow().exit().is_some() {
+                        let Some(rest) = left.checked_sub(answer.data.len()) else {
+                            return tracing::warn!(container = %self.id.container, "output goes on after the end, and is cut");
+                        };
+                        left = rest;
+                    }
                     if let Some(Hearing(heard)) = &to.heard {
                         heard.push(&answer.data);
                     }
@@ -213,6 +208,26 @@ impl Carrier {
                     tracing::debug!(container = %self.id.container, %error, "output ends");
                     return;
                 }
+            }
+        }
+    }
+
+    /// The next output.
+    async fn read(&self, stream: Stream) -> Result<ReadStreamResponse, Error> {
+        let request = ReadStreamRequest {
+            container_id: self.id.container.clone(),
+            exec_id: self.id.exec.clone(),
+            len: CHUNK as u32,
+            ..ReadStreamRequest::default()
+        };
+        loop {
+            let answer = match stream {
+                Stream::Stdout => self.guest.read_stdout(request.clone()).await,
+                Stream::Stderr => self.guest.read_stderr(request.clone()).await,
+            };
+            match answer {
+                Err(error) if self.guest.outlives(&error).await => {}
+                answer => return answer,
             }
         }
     }
@@ -278,7 +293,9 @@ fn failed(path: &str) -> impl FnOnce(io::Error) -> Error {
 
 /// Below the limit of a ttrpc frame by far.
 const CHUNK: usize = 32 << 10;
-/// How long a process that has ended may still be heard.
-const DRAIN: Duration = Duration::from_secs(2);
+/// How long the guest may take for each piece of what a process said that has ended.
+pub(crate) const DRAIN: Duration = Duration::from_secs(2);
+/// How much of that there may be: as much as a pipe holds at most.
+pub(crate) const LEFT: usize = 1 << 20;
 /// How long the last output may wait to be taken.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -4,23 +4,22 @@
 //! end.
 
 mod watch;
+mod whole;
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use containerd_shim_protos::api::{CreateTaskRequest, ExecProcessRequest, KillRequest};
-use containerd_shim_protos::events::task::{
-    TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskIO, TaskPaused, TaskResumed, TaskStart,
-};
+use containerd_shim_protos::events::task::{TaskCreate, TaskExecAdded, TaskIO, TaskPaused, TaskResumed};
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use protobuf::{Message as _, MessageField};
 use tokio::time::timeout;
 use wire_ttrpc::agent::{
-    ExecProcessRequest as GuestExec, GetMetricsRequest, PauseContainerRequest, RemoveContainerRequest,
-    ResumeContainerRequest, SignalProcessRequest, StartContainerRequest, StatsContainerRequest, TtyWinResizeRequest,
-    UpdateContainerRequest, VolumeStatsRequest, VolumeStatsResponse,
+    GetMetricsRequest, PauseContainerRequest, ResumeContainerRequest, SignalProcessRequest, StatsContainerRequest,
+    TtyWinResizeRequest, UpdateContainerRequest, VolumeStatsRequest, VolumeStatsResponse,
 };
 
 use crate::container::Container;
@@ -32,12 +31,11 @@ use crate::io::{ProcessId, Stdio};
 use crate::journal::Journal;
 use crate::machine::Machine;
 use crate::metrics::{Metrics, Usage};
-use crate::phase::{Exit, Phase};
+use crate::phase::Phase;
 use crate::process::Process;
 use crate::spec::Resources;
-use crate::task::timestamp;
 use crate::volumes::disks::Disks;
-use crate::{Error, Kind, Spec, stats};
+use crate::{Error, Kind, Spec, stats, users};
 
 /// A running pod.
 pub(crate) struct Pod {
@@ -49,6 +47,8 @@ pub(crate) struct Pod {
     create_limit: Duration,
     disks: Disks,
     journal: Journal,
+    /// Whether the guest's agent went away by itself, which is told once.
+    lost: AtomicBool,
     containers: Mutex<BTreeMap<String, Slot>>,
 }
 
@@ -83,8 +83,9 @@ impl Pod {
     ) -> Arc<Self> {
         let Reports { events, metrics, journal } = reports;
         let guest = Guest::new(machine.agent(), machine.health(), metrics);
-        let containers = Mutex::default();
-        let pod = Arc::new(Self { id, namespace, machine, guest, events, create_limit, disks, journal, containers });
+        let (lost, containers) = (AtomicBool::new(false), Mutex::default());
+        let pod =
+            Arc::new(Self { id, namespace, machine, guest, events, create_limit, disks, journal, lost, containers });
         if let Some(health) = health {
             tokio::spawn(Arc::clone(&pod).watch_health(health));
         }
@@ -145,7 +146,11 @@ impl Pod {
             ..TaskCreate::default()
         });
         let init = Arc::clone(&container.init);
-        tokio::spawn(Arc::clone(self).watch_process(container, init));
+        tokio::spawn(Arc::clone(self).watch_process(Arc::clone(&container), init));
+        if self.machine.end().is_some() {
+            // Whoever told the others of that may not have seen this one.
+            self.end_with_machine(&container).await;
+        }
         Ok(self.machine.pid())
     }
 
@@ -155,7 +160,9 @@ impl Pod {
         if container.init.phase().exit().is_some() {
             return Err(Error::State(format!("container {} has ended", container.id)));
         }
-        let mut command = crate::spec::Process::parse(&request.spec.value)?.into_wire();
+        let command = crate::spec::Process::parse(&request.spec.value)?;
+        users::expect_known(&command.user, container.user)?;
+        let mut command = command.into_wire();
         command.Terminal = request.terminal;
         // What the host would allow a process of its own says nothing about the guest.
         command.Capabilities = MessageField::none();
@@ -173,46 +180,6 @@ impl Pod {
             ..TaskExecAdded::default()
         });
         Ok(())
-    }
-
-    /// Runs a container's first process, or an exec.
-    pub(crate) async fn start(self: &Arc<Self>, id: &str, exec: &str) -> Result<u32, Error> {
-        let (container, process) = self.process(id, exec)?;
-        let starting = process.starting.lock().await;
-        if process.phase() != Phase::Created {
-            return Err(Error::State(format!("{} has been started already", name(&process.id))));
-        }
-        let pid = self.machine.pid();
-        match &process.command {
-            None => {
-                let request = StartContainerRequest { container_id: id.to_owned(), ..Default::default() };
-                self.of_guest(self.guest.start_container(request).await).await?;
-                process.enter(Phase::Running);
-                process.carry(&self.guest, self.journal.output(id));
-                self.events.publish(TaskStart { container_id: id.to_owned(), pid, ..TaskStart::default() });
-                drop(starting);
-            }
-            Some(command) => {
-                let request = GuestExec {
-                    container_id: id.to_owned(),
-                    exec_id: exec.to_owned(),
-                    process: MessageField::some(command.clone()),
-                    ..GuestExec::default()
-                };
-                self.of_guest(self.guest.exec_process(request).await).await?;
-                process.enter(Phase::Running);
-                process.carry(&self.guest, None);
-                self.events.publish(TaskExecStarted {
-                    container_id: id.to_owned(),
-                    exec_id: exec.to_owned(),
-                    pid,
-                    ..TaskExecStarted::default()
-                });
-                drop(starting);
-                tokio::spawn(Arc::clone(self).watch_process(container, process));
-            }
-        }
-        Ok(pid)
     }
 
     /// Sends a signal.
@@ -242,40 +209,6 @@ impl Pod {
             return self.machine.stop().await;
         }
         Err(error)
-    }
-
-    /// Removes a container that has ended or was never started, or an exec.
-    pub(crate) async fn delete(&self, id: &str, exec: &str) -> Result<Exit, Error> {
-        if let Some(Slot::Taken { given_up }) = self.containers().get_mut(id) {
-            *given_up = true;
-        }
-        let (container, process) = self.process(id, exec)?;
-        let exit = match process.phase() {
-            Phase::Ended(exit) => exit,
-            Phase::Created => Exit::now(0),
-            Phase::Running | Phase::Paused => {
-                return Err(Error::State(format!("{} runs; next: end it first", name(&process.id))));
-            }
-        };
-        if !exec.is_empty() {
-            container.forget(exec);
-            process.close().await;
-            return Ok(exit);
-        }
-        self.remove(&container).await?;
-        for process in container.processes() {
-            process.end(exit);
-            process.close().await;
-        }
-        self.containers().remove(id);
-        self.events.publish(TaskDelete {
-            container_id: id.to_owned(),
-            pid: self.machine.pid(),
-            exit_status: exit.status,
-            exited_at: MessageField::some(timestamp(exit.at)),
-            ..TaskDelete::default()
-        });
-        Ok(exit)
     }
 
     /// Freezes a container.
@@ -381,25 +314,6 @@ impl Pod {
         !self.containers().values().any(|slot| matches!(slot, Slot::Filled(_)))
     }
 
-    /// Takes a container from the guest, and gives back what it holds on the host.
-    async fn remove(&self, container: &Container) -> Result<(), Error> {
-        let id = &container.id;
-        if container.kind.owns_machine() {
-            self.machine.stop().await?;
-        } else if self.machine.end().is_none() {
-            let request = RemoveContainerRequest { container_id: id.clone(), timeout: REMOVAL, ..Default::default() };
-            if let Err(error) = self.guest.remove_container(request).await {
-                tracing::warn!(container = %id, %error, "the guest didn't remove a container");
-            }
-        }
-        for disk in container.release() {
-            if let Err(error) = self.machine.detach(disk).await {
-                tracing::warn!(container = %id, %error, "a disk stays with the machine");
-            }
-        }
-        Ok(())
-    }
-
     async fn of_guest<T>(&self, answer: Result<T, Error>) -> Result<T, Error> {
         match answer {
             Ok(answer) => Ok(answer),
@@ -482,5 +396,3 @@ fn name(process: &ProcessId) -> String {
 const KILL: u32 = 9;
 /// Between the end of a machine's connections and its own, and for what a guest says at an end.
 const GRACE: Duration = Duration::from_secs(5);
-/// Seconds that a guest waits for the last processes of a container.
-const REMOVAL: u32 = 10;

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use ::management::Failures;
+use ::management::{Failures, Trouble};
 use containerd_shim_protos::api::CreateTaskRequest;
 use tokio::sync::{self, watch};
 
@@ -107,9 +107,14 @@ impl Shim {
         let _made = self.making.lock().await;
     }
 
+    /// Remembers that a request failed.
+    pub(crate) fn note(&self, action: &'static str, container: &str, error: &Error) -> Trouble {
+        self.journal.note(action, if container == self.id { "" } else { container }, error)
+    }
+
     /// Remembers that a request failed, and puts on record what keeps the pod or a container from running.
     pub(crate) fn failed(&self, action: &'static str, container: &str, error: &Error) {
-        let trouble = self.journal.note(action, if container == self.id { "" } else { container }, error);
+        let trouble = self.note(action, container, error);
         let lost = matches!(action, "create" | "start") && !matches!(error, Error::Exists(_) | Error::State(_));
         if lost {
             self.journal.record(trouble);

@@ -46,13 +46,21 @@ impl TaskService {
         let begun = Instant::now();
         let answer = work.await;
         self.0.metrics.answered(action, begun.elapsed());
+        self.told(action, container, "", answer)
+    }
+
+    fn told<T>(&self, action: &'static str, container: &str, exec: &str, answer: Result<T, Error>) -> Answer<T> {
         answer.map_err(|error| {
             // Everybody asks for what is gone already.
             match error {
                 Error::NotFound(_) => tracing::debug!(action, %error, "refused"),
                 _ => {
                     tracing::warn!(action, container, %error, "failed");
-                    self.0.failed(action, container, &error);
+                    match exec {
+                        "" => self.0.failed(action, container, &error),
+                        // It keeps no container from running, and probes come by the minute.
+                        _ => drop(self.0.note(action, container, &error)),
+                    }
                 }
             }
             error.into()
@@ -72,11 +80,11 @@ impl Task for TaskService {
     }
 
     async fn start(&self, _: &TtrpcContext, request: StartRequest) -> Answer<StartResponse> {
-        let work = async {
-            let pid = self.0.pod()?.start(&request.id, &request.exec_id).await?;
-            Ok(StartResponse { pid, ..StartResponse::default() })
-        };
-        self.answer("start", &request.id, work).await
+        let begun = Instant::now();
+        let start = async { self.0.pod()?.start(&request.id, &request.exec_id).await };
+        let answer = start.await.map(|pid| StartResponse { pid, ..StartResponse::default() });
+        self.0.metrics.answered("start", begun.elapsed());
+        self.told("start", &request.id, &request.exec_id, answer)
     }
 
     async fn state(&self, _: &TtrpcContext, request: StateRequest) -> Answer<StateResponse> {

@@ -1,5 +1,6 @@
 //! A shim as containerd sees it, with a guest made for tests: its agent speaks the real protocol on a real socket.
 
+mod ends;
 mod fake;
 mod lives;
 mod management;

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use containerd_shim_protos::events::task::{TaskExit, TaskOOM};
@@ -26,24 +27,35 @@ impl Pod {
             exec_id: process.id.exec.clone(),
             ..WaitProcessRequest::default()
         };
-        let status = match self.guest.wait_process(request).await {
-            Ok(answer) => answer.status as u32,
-            Err(error) => {
-                // The connection ends a moment before the machine, whose end is told for all processes.
-                if timeout(GRACE, self.machine.ended()).await.is_ok() {
-                    return;
-                }
-                if matches!(error, Error::Closed { .. }) {
-                    tracing::error!(%error, "the guest's agent is gone, and its machine is ended");
-                    // Whoever removes the pod hears of it if that fails.
-                    let _ = self.machine.stop().await;
-                    return;
-                }
-                tracing::warn!(container = %container.id, %error, "the end of a process can't be known");
-                UNKNOWN
+        let status = loop {
+            let error = match self.guest.wait_process(request.clone()).await {
+                Ok(answer) => break answer.status as u32,
+                Err(error) => error,
+            };
+            if self.guest.outlives(&error).await {
+                continue;
             }
+            // The connection ends a moment before the machine, whose end is told for all processes.
+            if timeout(GRACE, self.machine.ended()).await.is_ok() {
+                return;
+            }
+            if matches!(error, Error::Closed { .. }) {
+                return self.lose(error).await;
+            }
+            tracing::warn!(container = %container.id, %error, "the end of a process can't be known");
+            break UNKNOWN;
         };
         self.end(&container, &process, Exit::now(status)).await;
+    }
+
+    /// Ends a machine whose guest's agent is gone, and puts that on record.
+    async fn lose(&self, error: Error) {
+        if !self.lost.swap(true, Ordering::Relaxed) {
+            tracing::error!(%error, "the guest's agent is gone, and its machine is ended");
+            self.journal.record(self.journal.note("run", "", &error));
+        }
+        // Whoever removes the pod hears of it if that fails.
+        let _ = self.machine.stop().await;
     }
 
     /// Tells the end of a process once.
@@ -53,15 +65,16 @@ impl Pod {
         if first && let Some(path) = &container.termination_log {
             self.fetch_last_words(&container.id, path).await;
         }
+        if first && container.kind == Kind::Sandbox && process.phase().exit().is_none() {
+            // Kubernetes takes the network away as soon as it hears of the end. Whoever removes the pod hears of it if this
+            // fails.
+            let _ = self.machine.stop().await;
+        }
         if !process.end(exit) {
             return;
         }
         if first {
             self.journal.ended(&container.id, exit.status);
-        }
-        if first && container.kind == Kind::Sandbox {
-            // Kubernetes takes the network away next. Whoever removes the pod hears of it if that fails.
-            let _ = self.machine.stop().await;
         }
         let id = if first { &process.id.container } else { &process.id.exec };
         self.events.publish(TaskExit {
@@ -120,9 +133,14 @@ impl Pod {
         // The pod's own container last: its end is the pod's.
         let (last, first): (Vec<_>, Vec<_>) = containers.into_iter().partition(|it| it.kind.owns_machine());
         for container in first.into_iter().chain(last) {
-            for process in container.processes() {
-                self.end(&container, &process, Exit::now(KILLED)).await;
-            }
+            self.end_with_machine(&container).await;
+        }
+    }
+
+    /// Tells the end of a container's processes, execs first.
+    pub(super) async fn end_with_machine(&self, container: &Container) {
+        for process in container.processes() {
+            self.end(container, &process, Exit::now(KILLED)).await;
         }
     }
 
@@ -132,6 +150,7 @@ impl Pod {
         loop {
             let id = match self.guest.get_oom_event(GetOOMEventRequest::new()).await {
                 Ok(event) => event.container_id,
+                Err(error) if self.guest.outlives(&error).await => continue,
                 Err(error) => return tracing::debug!(%error, "no news of short memory"),
             };
             if self.container(&id).is_ok() {

@@ -36,7 +36,7 @@ pub(crate) struct FakeAgent {
     pub(crate) stdin: watch::Sender<(Vec<u8>, bool)>,
     /// Requests that are refused, by name.
     pub(crate) denied: Mutex<BTreeSet<&'static str>>,
-    /// Containers whose creation waits.
+    /// Containers whose creation and start wait, and removals that do.
     pub(crate) stuck: watch::Sender<BTreeSet<String>>,
     /// Whether it says that it is there.
     pub(crate) silent: watch::Sender<bool>,
@@ -87,7 +87,7 @@ impl FakeAgent {
         self.change(container, exec, |process| process.status = process.status.or(Some(status)));
     }
 
-    /// A container's creation waits until it is let go.
+    /// What is to become of a container waits until it is let go.
     pub(crate) fn hold_up(&self, container: &str) {
         self.stuck.send_modify(|stuck| _ = stuck.insert(container.to_owned()));
     }
@@ -102,6 +102,17 @@ impl FakeAgent {
 
     pub(crate) fn allow(&self, request: &'static str) {
         self.denied.lock().unwrap().remove(request);
+    }
+
+    async fn held_up(&self, container: &str) {
+        let _ = self.stuck.subscribe().wait_for(|stuck| !stuck.contains(container)).await;
+    }
+
+    /// Waits until no more is left to be heard of a container than that.
+    pub(crate) async fn has_kept(&self, container: &str, length: usize) {
+        let key = (container.to_owned(), String::new());
+        let few = |it: &BTreeMap<_, FakeProcess>| it.get(&key).is_some_and(|it| it.output.len() <= length);
+        drop(self.processes.subscribe().wait_for(few).await.unwrap());
     }
 
     fn change(&self, container: &str, exec: &str, change: impl FnOnce(&mut FakeProcess)) {
@@ -127,8 +138,7 @@ type Answer<T> = ttrpc::Result<T>;
 impl AgentService for Service {
     async fn create_container(&self, _: &TtrpcContext, request: CreateContainerRequest) -> Answer<Empty> {
         self.0.created.lock().unwrap().push(request.clone());
-        let mut stuck = self.0.stuck.subscribe();
-        let _ = stuck.wait_for(|stuck| !stuck.contains(&request.container_id)).await;
+        self.0.held_up(&request.container_id).await;
         self.0.check("CreateContainer")?;
         self.0.processes.send_modify(|processes| {
             processes.insert((request.container_id.clone(), String::new()), FakeProcess::default());
@@ -136,12 +146,14 @@ impl AgentService for Service {
         Ok(Empty::new())
     }
 
-    async fn start_container(&self, _: &TtrpcContext, _: StartContainerRequest) -> Answer<Empty> {
+    async fn start_container(&self, _: &TtrpcContext, request: StartContainerRequest) -> Answer<Empty> {
+        self.0.held_up(&request.container_id).await;
         self.0.check("StartContainer")?;
         Ok(Empty::new())
     }
 
     async fn remove_container(&self, _: &TtrpcContext, request: RemoveContainerRequest) -> Answer<Empty> {
+        self.0.held_up(&format!("removal of {}", request.container_id)).await;
         self.0.removed.lock().unwrap().push(request.container_id);
         Ok(Empty::new())
     }
@@ -265,6 +277,8 @@ pub(crate) struct FakeBoot {
     agent: PathBuf,
     /// Why the machine ends of itself.
     crash: watch::Sender<Option<&'static str>>,
+    /// The last machine's connection with its agent.
+    pub(crate) line: watch::Sender<Option<std::os::unix::net::UnixStream>>,
     /// Whether machines boot, or wait.
     pub(crate) held: watch::Sender<bool>,
     /// MiB of the last machine.
@@ -280,6 +294,7 @@ impl FakeBoot {
         Self {
             agent,
             crash: watch::Sender::new(None),
+            line: watch::Sender::default(),
             held: watch::Sender::new(false),
             memory: watch::Sender::new(0),
             console: watch::Sender::default(),
@@ -301,8 +316,9 @@ impl Boot for FakeBoot {
         self.console.send_replace(config.console.clone());
         self.memory.send_replace(config.memory_mib);
         drop(self.held.subscribe().wait_for(|held| !held).await.unwrap());
-        let stream = UnixStream::connect(&self.agent).await.unwrap();
-        let client = Client::new(Socket::from(stream));
+        let stream = UnixStream::connect(&self.agent).await.unwrap().into_std().unwrap();
+        self.line.send_replace(Some(stream.try_clone().unwrap()));
+        let client = Client::new(Socket::from(UnixStream::from_std(stream).unwrap()));
         let (agent, health) = (AgentServiceClient::new(client.clone()), HealthClient::new(client));
         let (machine, mut owner) = Machine::new(Some(PID), agent, health);
         self.machines.send_modify(|machines| machines.0 += 1);
