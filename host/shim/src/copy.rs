@@ -1,22 +1,22 @@
 //! Copies files and folders of the host into a guest, in pieces, and again whenever Kubernetes changes them.
 
+mod watch;
+
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use notify::event::{AccessKind, AccessMode, ModifyKind, RenameMode};
-use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
-use tokio::sync::Notify;
 use tokio::task::{JoinHandle, spawn_blocking};
 use wire_ttrpc::agent::CopyFileRequest;
 
 use crate::Error;
 use crate::guest::Guest;
 use crate::volumes::Copied;
+use watch::{Changes, FOLDERS};
 
 /// Copies what a container's mounts need, and keeps watched folders up to date until the watchers are dropped.
 ///
@@ -26,9 +26,9 @@ pub(crate) async fn copy_all(guest: &Guest, copies: Vec<Copied>) -> Result<Vec<W
     let mut watchers = Vec::new();
     for copy in copies {
         // Watched before it is read, so that no change is missed.
-        let watch = copy.watched.then(|| Watch::on(&copy.source)).transpose()?;
-        copy_tree(guest, &copy).await?;
-        watchers.extend(watch.map(|watch| watch.follow(guest.clone(), copy)));
+        let changes = copy.watched.then(|| FOLDERS.changes(&copy.source));
+        let copied = copy_tree(guest, &copy, None).await?;
+        watchers.extend(changes.map(|changes| Watcher(tokio::spawn(follow(changes, guest.clone(), copy, copied)))));
     }
     Ok(watchers)
 }
@@ -42,19 +42,40 @@ impl Drop for Watcher {
     }
 }
 
+async fn follow(mut changes: Changes, guest: Guest, copy: Copied, copied: Tree) {
+    let mut copied = Some(copied);
+    loop {
+        changes.next().await;
+        copied = match copy_tree(&guest, &copy, copied).await {
+            Ok(tree) => {
+                tracing::debug!(volume = %copy.source.display(), "copied again");
+                Some(tree)
+            }
+            Err(error) => {
+                // Where it changed meanwhile, the next change is on its way.
+                tracing::warn!(volume = %copy.source.display(), %error, "not copied again");
+                None
+            }
+        }
+    }
+}
+
 /// Copies a file, or a folder with all that is in it: folders first, links last, so that a link that Kubernetes swaps never
-/// leads to what isn't there yet.
-async fn copy_tree(guest: &Guest, copy: &Copied) -> Result<(), Error> {
-    let (source, target) = (copy.source.clone(), copy.target.clone());
-    let found = spawn_blocking(move || Tree::read(&source, &target)).await??;
-    for folder in found.folders {
+/// leads to what isn't there yet. The same version of a volume is not sent twice: the guest may have to open each sealed secret.
+async fn copy_tree(guest: &Guest, copy: &Copied, copied: Option<Tree>) -> Result<Tree, Error> {
+    let copy = copy.clone();
+    let found = spawn_blocking(move || Tree::read(&copy)).await??;
+    if found.current.is_some() && copied.is_some_and(|copied| copied == found) {
+        return Ok(found);
+    }
+    for folder in found.folders.clone() {
         guest.copy_file(folder).await?;
     }
-    stream::iter(found.files).map(Ok).try_for_each_concurrent(FILES, |file| send(guest, file)).await?;
-    for link in found.links {
+    stream::iter(found.files.clone()).map(Ok).try_for_each_concurrent(FILES, |file| send(guest, file)).await?;
+    for link in found.links.clone() {
         guest.copy_file(link).await?;
     }
-    Ok(())
+    Ok(found)
 }
 
 /// Sends a file piece by piece, in order: the guest takes a file for whole when it has its size. The next piece is read while
@@ -105,14 +126,36 @@ impl Pieces {
 }
 
 /// What a file or folder of the host consists of.
-#[derive(Default)]
+#[derive(Default, PartialEq)]
 struct Tree {
     folders: Vec<CopyFileRequest>,
     files: Vec<Source>,
     links: Vec<CopyFileRequest>,
+    current: Option<Current>,
+}
+
+/// The version of a volume that is in use: Kubernetes puts each into a folder of its own, and swaps the link that leads there.
+#[derive(PartialEq)]
+struct Current {
+    volume: PathBuf,
+    version: OsString,
+}
+
+impl Current {
+    fn of(volume: &Path) -> Option<Self> {
+        let version = fs::read_link(volume.join(LINK)).ok()?.into_os_string();
+        let is_version = version.as_bytes().starts_with(b"..") && !version.as_bytes().contains(&b'/');
+        is_version.then(|| Self { volume: volume.to_owned(), version })
+    }
+
+    /// Whether this is a version on its way in or out. The guest removes one when its link is swapped, and must not get it again.
+    fn excludes(&self, folder: &Path, name: &OsStr) -> bool {
+        folder == self.volume && name.as_bytes().starts_with(b"..") && name != LINK && name != self.version
+    }
 }
 
 /// A regular file, and the request for its pieces.
+#[derive(Clone, PartialEq)]
 struct Source {
     path: PathBuf,
     request: CopyFileRequest,
@@ -123,12 +166,22 @@ impl Tree {
         self.folders.len() + self.files.len() + self.links.len()
     }
 
-    fn read(source: &Path, target: &str) -> Result<Self, Error> {
-        let mut tree = Self::default();
+    fn read(copy: &Copied) -> Result<Self, Error> {
         // What the mount names may be a link itself; what is mounted is what it leads to.
-        let source = fs::canonicalize(source).map_err(unreadable(source))?;
-        tree.add(&source, target)?;
-        Ok(tree)
+        let source = fs::canonicalize(&copy.source).map_err(unreadable(&copy.source))?;
+        let current = || copy.watched.then(|| Current::of(&source)).flatten();
+        for _ in 0..READS {
+            let mut tree = Self { current: current(), ..Self::default() };
+            tree.add(&source, &copy.target)?;
+            // Otherwise the link that was read may lead to a version that wasn't.
+            if tree.current == current() {
+                return Ok(tree);
+            }
+        }
+        Err(Error::Volume {
+            path: source,
+            reason: "it changes all the time; next: create the container again".to_owned(),
+        })
     }
 
     fn add(&mut self, source: &Path, target: &str) -> Result<(), Error> {
@@ -159,7 +212,7 @@ impl Tree {
                 let entry = entry.map_err(unreadable(source))?;
                 let name = entry.file_name();
                 // Kubernetes' draft of a link: there for a moment only.
-                if name == "..data_tmp" {
+                if name == "..data_tmp" || self.current.as_ref().is_some_and(|it| it.excludes(source, &name)) {
                     continue;
                 }
                 let Some(name) = name.to_str() else {
@@ -185,53 +238,6 @@ impl Tree {
     }
 }
 
-/// A folder whose changes are heard of.
-struct Watch {
-    changed: Arc<Notify>,
-    _watcher: RecommendedWatcher,
-}
-
-impl Watch {
-    fn on(folder: &Path) -> Result<Self, Error> {
-        let failed = |error: notify::Error| Error::Volume { path: folder.to_owned(), reason: error.to_string() };
-        let changed = Arc::new(Notify::new());
-        let teller = Arc::clone(&changed);
-        // All changes that come while one is copied are one.
-        let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
-            if event.is_ok_and(|event| is_change(&event.kind)) {
-                teller.notify_one();
-            }
-        })
-        .map_err(failed)?;
-        watcher.watch(folder, RecursiveMode::NonRecursive).map_err(failed)?;
-        Ok(Self { changed, _watcher: watcher })
-    }
-
-    fn follow(self, guest: Guest, copy: Copied) -> Watcher {
-        Watcher(tokio::spawn(async move {
-            // All of it: the watch ends with the part that isn't named below.
-            let watch = self;
-            loop {
-                watch.changed.notified().await;
-                match copy_tree(&guest, &copy).await {
-                    Ok(()) => tracing::debug!(volume = %copy.source.display(), "copied again"),
-                    // Where it changed meanwhile, the next change is on its way.
-                    Err(error) => tracing::warn!(volume = %copy.source.display(), %error, "not copied again"),
-                }
-            }
-        }))
-    }
-}
-
-/// Something new is there. What goes away stays in the guest, and reading is no change.
-fn is_change(kind: &EventKind) -> bool {
-    match kind {
-        EventKind::Create(_) | EventKind::Access(AccessKind::Close(AccessMode::Write)) => true,
-        EventKind::Modify(ModifyKind::Name(mode)) => *mode != RenameMode::From,
-        _ => false,
-    }
-}
-
 /// Kubernetes has changed the volume since it was listed, and that is another change to hear of.
 fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound
@@ -248,4 +254,48 @@ const PIECE: u64 = 1 << 20;
 const MOST: usize = 10_000;
 /// Files that are on their way at once.
 const FILES: usize = 8;
+/// The link to the version of a volume that is in use.
+const LINK: &str = "..data";
+/// How often a volume may change while it is read. It changes once a minute at most.
+const READS: usize = 5;
 const FOLDER_MODE: u32 = 0o040_755;
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn only_the_version_in_use_is_copied() {
+        let volume = tempfile::tempdir().unwrap();
+        for version in ["..1", "..2", "..3"] {
+            fs::create_dir(volume.path().join(version)).unwrap();
+            fs::write(volume.path().join(version).join("key"), version).unwrap();
+        }
+        symlink("..2", volume.path().join("..data")).unwrap();
+        symlink("..3", volume.path().join("..data_tmp")).unwrap();
+        symlink("..data/key", volume.path().join("key")).unwrap();
+        let paths = |watched: bool| {
+            let copy = Copied { source: volume.path().to_owned(), target: "/t".to_owned(), watched };
+            let tree = Tree::read(&copy).unwrap();
+            let folders = tree.folders.iter().chain(&tree.links).chain(tree.files.iter().map(|it| &it.request));
+            let mut paths: Vec<_> = folders.map(|it| it.path.clone()).collect();
+            paths.sort_unstable();
+            paths
+        };
+        assert_eq!(paths(true), ["/t", "/t/..2", "/t/..2/key", "/t/..data", "/t/key"]);
+        let read = || Tree::read(&Copied { source: volume.path().to_owned(), target: "/t".to_owned(), watched: true });
+        let before = read().unwrap();
+        assert!(before == read().unwrap());
+        symlink("..data/more", volume.path().join("more")).unwrap();
+        assert!(before != read().unwrap(), "a link to a new key is missed");
+        fs::remove_file(volume.path().join("more")).unwrap();
+        // A folder of the host's own is taken as it is.
+        assert_eq!(paths(false).len(), 9);
+        // Where nothing says which is in use, all may be.
+        fs::remove_file(volume.path().join("..data")).unwrap();
+        symlink("/elsewhere", volume.path().join("..data")).unwrap();
+        assert_eq!(paths(true).len(), 9);
+    }
+}
