@@ -271,7 +271,14 @@ impl Agent {
     /// Kills and removes a container. Without a limit it waits as long as that takes.
     pub(crate) async fn remove_container(self: &Arc<Self>, id: &str, limit: Option<Duration>) -> Result<(), Fault> {
         let id = Id::parse(id)?;
-        let container = self.containers.begin_removal(&id)?;
+        let container = match self.containers.begin_removal(&id) {
+            Err(fault @ Fault::NotFound(_)) => {
+                // The host may have given up before it asked for the container.
+                self.copies.remove(&self.copies.named_after(id.as_str()));
+                return Err(fault);
+            }
+            container => container?,
+        };
         let agent = Arc::clone(self);
         let task = tokio::spawn(async move {
             let result = container.remove(agent.images.as_ref(), limit).await;

@@ -1,6 +1,9 @@
 //! Files that the host copies into the guest, part by part: they appear whole, in one folder, and nowhere else.
 
-use std::collections::{BTreeMap, HashMap};
+mod versions;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::os::fd::{AsFd, OwnedFd};
@@ -9,7 +12,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustix::fs::{AtFlags, Gid, Uid, chownat, renameat, symlinkat, unlinkat};
+use rustix::fs::{AtFlags, Gid, Uid, chownat, readlinkat, renameat, symlinkat, unlinkat};
 use wire_ttrpc::agent::CopyFileRequest;
 use zeroize::Zeroizing;
 
@@ -98,8 +101,22 @@ impl Copies {
         sources.map(Path::new).filter(named).map(Path::to_owned).collect()
     }
 
-    /// Removes copied files and folders. What is not there is gone already.
+    /// What was copied for a container that has never come to be, whole or in part.
+    pub(crate) fn named_after(&self, container: &str) -> Vec<PathBuf> {
+        let there = std::fs::read_dir(&self.folder).into_iter().flatten().flatten().map(|entry| entry.file_name());
+        let mut names: BTreeSet<OsString> = there.collect();
+        let uploads = self.uploads.lock().unwrap_or_else(PoisonError::into_inner);
+        names.extend(uploads.keys().filter_map(|path| path.iter().next().map(OsStr::to_owned)));
+        names.iter().filter(|name| is_named_after(name, container)).map(|name| self.folder.join(name)).collect()
+    }
+
+    /// Removes copied files and folders, and what is on its way there. What is not there is gone already.
     pub(crate) fn remove(&self, paths: &[PathBuf]) {
+        let inside: Vec<_> = paths.iter().filter_map(|path| path.strip_prefix(&self.folder).ok()).collect();
+        self.uploads
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|upload, _| !inside.iter().any(|path| upload.starts_with(path)));
         for path in paths {
             let is_folder = path.symlink_metadata().is_ok_and(|it| it.is_dir());
             match if is_folder { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) } {
@@ -141,7 +158,7 @@ impl Copies {
     }
 
     /// The folder around `path`, made where it is missing, and the last name.
-    fn parent(&self, path: &Path, folders: Owner) -> Result<(OwnedFd, std::ffi::OsString), Error> {
+    fn parent(&self, path: &Path, folders: Owner) -> Result<(OwnedFd, OsString), Error> {
         let name = path.file_name().ok_or(Error::Path)?.to_owned();
         let around = path.parent().unwrap_or(Path::new(""));
         let base = Beneath::open(&self.folder).map_err(Error::Write)?;
@@ -165,7 +182,12 @@ impl Copies {
             let write = |e: rustix::io::Errno| Error::Write(e.into());
             chownat(&incoming, &staged, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW).map_err(write)?;
             let (parent, name) = self.parent(path, folders)?;
-            renameat(&incoming, &staged, parent, name).map_err(write)
+            let before = (name == versions::CURRENT).then(|| readlinkat(&parent, &name, Vec::new()));
+            renameat(&incoming, &staged, &parent, &name).map_err(write)?;
+            if let Some(Ok(before)) = before {
+                versions::remove_outdated(&parent, &before, target);
+            }
+            Ok(())
         };
         place().inspect_err(|_| {
             let _ = unlinkat(&incoming, &staged, AtFlags::empty());
@@ -323,12 +345,22 @@ impl Upload {
     }
 }
 
+/// Whether it has the name of a copy for the container: its id, a digest of where it is mounted, and more. Another id may begin
+/// alike.
+fn is_named_after(name: &OsStr, container: &str) -> bool {
+    let rest = name.to_str().and_then(|name| name.strip_prefix(container)?.strip_prefix('-'));
+    let digest = rest.and_then(|rest| rest.split_once('-')).map(|(digest, _)| digest);
+    digest.is_some_and(|it| it.len() == DIGEST && it.bytes().all(|byte| byte.is_ascii_hexdigit()))
+}
+
 /// Set-user-id bits mean nothing where the files are mounted.
 const MODE: u32 = 0o1777;
 const SEALED: &[u8] = b"sealed.";
 const MAX_SEALED: u64 = 256 << 10;
 const MAX_PATH: usize = 4095;
 const MAX_DEPTH: usize = 64;
+/// Digits.
+const DIGEST: usize = 16;
 const MAX_UPLOADS: usize = 256;
 /// Parts of 64 KiB of a file of 4 GiB.
 const MAX_PARTS: usize = 65_536;

@@ -38,15 +38,16 @@ impl Agent {
             return self.decide(CreateContainerRequest::NAME, serde_json::Value::Null).await;
         }
         let id = Id::parse(&request.container_id)?;
-        let copies = self.copies_for(&request);
-        let result = self.create(&id, request).await;
-        if result.is_err() && !self.containers.has(&id) {
-            self.copies.remove(&copies);
-        }
-        result
+        let copies = CopiesInDoubt { agent: Arc::clone(self), id: id.clone(), paths: self.copies_for(&request) };
+        self.create(&id, request, copies).await
     }
 
-    async fn create(self: &Arc<Self>, id: &Id, request: CreateContainerRequest) -> Result<(), Fault> {
+    async fn create(
+        self: &Arc<Self>,
+        id: &Id,
+        request: CreateContainerRequest,
+        copies: CopiesInDoubt,
+    ) -> Result<(), Fault> {
         if !request.exec_id.is_empty() {
             Id::parse(&request.exec_id)?;
         }
@@ -84,7 +85,7 @@ impl Agent {
             }
         };
         let id = id.clone();
-        let task = tokio::spawn(async move { agent.build(id, request, root, abandoned).await });
+        let task = tokio::spawn(async move { agent.build(id, request, root, copies, abandoned).await });
         let result = task.await;
         drop(caller);
         result?
@@ -101,11 +102,13 @@ impl Agent {
         id: Id,
         request: CreateContainerRequest,
         root: Root,
+        copies: CopiesInDoubt,
         abandoned: impl Future<Output = ()> + Send,
     ) -> Result<(), Fault> {
         let home = match Home::make(&id, &self.root, &self.helper, matches!(root, Root::Pause)) {
             Ok(home) => home,
             Err(fault) => {
+                copies.remove();
                 self.containers.settle(&id, None);
                 return Err(fault);
             }
@@ -122,6 +125,7 @@ impl Agent {
         }
         match result {
             Ok(container) => {
+                copies.keep();
                 self.volumes.keep(&volumes, &storages(&request));
                 container.take_volumes(volumes);
                 let container = Arc::new(container);
@@ -137,6 +141,7 @@ impl Agent {
             Err(fault) => {
                 home.clear(self.images.as_ref()).await;
                 self.volumes.release(volumes).await;
+                copies.remove();
                 self.containers.settle(&id, None);
                 Err(fault)
             }
@@ -273,6 +278,35 @@ impl Agent {
                 agent.announce(AgentEvent::ContainerEnded { id, status });
             }
         });
+    }
+}
+
+/// What the host has copied for a container that may never come to be. It goes with this, wherever the creation ends: a caller
+/// that has no patience left takes the handler of its request away in the middle.
+struct CopiesInDoubt {
+    agent: Arc<Agent>,
+    id: Id,
+    paths: Vec<PathBuf>,
+}
+
+impl CopiesInDoubt {
+    /// They are the container's.
+    fn keep(mut self) {
+        self.paths.clear();
+    }
+
+    /// There will be no container of this name, though it still has the name.
+    fn remove(mut self) {
+        self.agent.copies.remove(&std::mem::take(&mut self.paths));
+    }
+}
+
+impl Drop for CopiesInDoubt {
+    fn drop(&mut self) {
+        // Another container of this name may have them.
+        if !self.paths.is_empty() && !self.agent.containers.has(&self.id) {
+            self.agent.copies.remove(&self.paths);
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use agent::{
     Agent, AgentConfig, AgentEvent, ImageError, ImageProcess, Images, Policy, PulledImage, ResolvedImage, SecretError,
@@ -32,6 +33,9 @@ impl Images for Registry {
         self.calls.lock().unwrap().push(format!("resolve {reference}"));
         if reference.contains("missing") {
             return Err(ImageError("resolve: no such image; next: check the reference".into()));
+        }
+        if reference.contains("silent") {
+            std::future::pending::<()>().await;
         }
         let process = ImageProcess { args: vec!["/app".into(), "serve".into()], ..Default::default() };
         Ok(ResolvedImage { reference: reference.into(), digest: DIGEST.into(), process })
@@ -221,6 +225,46 @@ async fn a_sealed_secret_is_copied_as_what_it_stands_for() {
     assert!(code == Code::INTERNAL && text.contains("no such secret"), "{text}");
     assert_eq!(std::fs::read_to_string(folder.join("c1-secret/key")).unwrap(), "secret of key");
     assert!(std::fs::read_dir(folder.join("../incoming")).unwrap().next().is_none());
+}
+
+#[tokio::test]
+async fn what_was_copied_for_a_container_that_never_came_goes() {
+    let rules = ["CreateSandbox", "CopyFile", "CreateContainer", "RemoveContainer"];
+    let guest = Guest::with_rules(&rules.map(|rule| format!("{rule}Request := true\n")).concat()).await;
+    guest.agent.create_sandbox(context::with_timeout(0), &CreateSandboxRequest::default()).await.unwrap();
+    let own = guest.folder.path().metadata().unwrap();
+    let path = guest.folder.path().join("root/shared/containers/c1-0123456789abcdef-key");
+    let request = CopyFileRequest {
+        path: path.to_str().unwrap().into(),
+        file_size: 1,
+        file_mode: 0o100_400,
+        dir_mode: 0o755,
+        uid: own.uid().try_into().unwrap(),
+        gid: own.gid().try_into().unwrap(),
+        data: b"x".into(),
+        ..Default::default()
+    };
+    let copy = async || guest.agent.copy_file(context::with_timeout(0), &request).await.unwrap();
+
+    // The caller gives up on a creation that gets nowhere.
+    copy().await;
+    let mut create = guest.container("registry/silent:1");
+    let mount = oci::Mount { source: request.path.clone(), ..Default::default() };
+    create.OCI.mut_or_insert_default().Mounts.push(mount);
+    let limit = context::with_duration(Duration::from_millis(100));
+    assert!(guest.agent.create_container(limit, &create).await.is_err());
+    let gone = async {
+        while path.exists() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), gone).await.expect("the copy is left");
+
+    // The caller gives up before it asks.
+    copy().await;
+    let remove = RemoveContainerRequest { container_id: "c1".into(), ..Default::default() };
+    assert_eq!(refusal(guest.agent.remove_container(context::with_timeout(0), &remove).await).0, Code::NOT_FOUND);
+    assert!(!path.exists());
 }
 
 #[tokio::test]

@@ -75,6 +75,7 @@ fn files_folders_and_links_appear_as_they_were_described() {
     guest.copy(&guest.file("c1-config/..v2/key", b"newer")).unwrap();
     guest.copy(&link("c1-config/..data", "..v2")).unwrap();
     assert_eq!(guest.read("c1-config/key"), "newer");
+    assert!(!guest.folder().join("c1-config/..v1").exists(), "the old version is left");
 
     assert!(guest.nothing_is_incoming());
     guest.copy(&guest.file("c2-hosts", b"")).unwrap();
@@ -165,6 +166,81 @@ fn a_sealed_secret_is_told_from_other_files() {
     assert_eq!(sealed(b"sealed.a.b\n"), (Some("sealed.a.b".into()), "opened".into()));
     assert_eq!(sealed(b"seal"), (None, "seal".into()));
     assert_eq!(sealed(b"not sealed.a"), (None, "not sealed.a".into()));
+}
+
+#[test]
+fn an_old_version_goes_and_nothing_else() {
+    let guest = Guest::new();
+    let link = |path: &str, target: &str| {
+        guest.copy(&CopyFileRequest { file_mode: 0o120_777, ..guest.file(path, target.as_bytes()) }).unwrap();
+    };
+    let is_there = |path: &str| guest.folder().join(path).symlink_metadata().is_ok();
+    for file in ["..v1/sub/key", "..v2/key", "..v3/key", "plain/key", "..other/key"] {
+        guest.copy(&guest.file(&format!("c1-s/{file}"), b"x")).unwrap();
+    }
+    // Wherever a container makes the old version lead.
+    guest.copy(&guest.file("c1-s/outside", b"x")).unwrap();
+    symlink(guest.folder().join("c1-s/plain"), guest.folder().join("c1-s/..v1/sub/out")).unwrap();
+    symlink("plain", guest.folder().join("c1-s/..link")).unwrap();
+
+    // The same again, and what is no name of a version: nothing goes.
+    for (before, now) in [
+        ("..v1", "..v1"),
+        ("plain", "..v2"),
+        ("..v1/sub", "..v2"),
+        ("..v1", "..v1/sub"),
+        ("..v1", "plain"),
+        ("./..v1", "..v2"),
+        ("../c1-s/..v1", "..v2"),
+        ("..", "..v2"),
+        ("..data", "..v2"),
+        ("..link", "..v2"),
+        ("..none", "..v2"),
+    ] {
+        guest.copies.remove(&[guest.folder().join("c1-s/..data")]);
+        link("c1-s/..data", before);
+        link("c1-s/..data", now);
+        for path in ["..v1/sub/key", "..v2/key", "plain/key", "..link", "..data"] {
+            assert!(is_there(&format!("c1-s/{path}")), "{path} is gone: {before} {now}");
+        }
+    }
+    // Another link's old target is no version.
+    link("c1-s/data", "..v1");
+    link("c1-s/data", "..v2");
+    assert!(is_there("c1-s/..v1"));
+
+    guest.copies.remove(&[guest.folder().join("c1-s/..data")]);
+    link("c1-s/..data", "..v1");
+    link("c1-s/..data", "..v2");
+    assert!(!is_there("c1-s/..v1"));
+    link("c1-s/..data", "..v3");
+    assert!(!is_there("c1-s/..v2"));
+    for path in ["..v3/key", "..other/key", "plain/key", "outside"] {
+        assert!(is_there(&format!("c1-s/{path}")), "{path} is gone");
+    }
+}
+
+#[test]
+fn what_was_copied_for_nobody_goes_by_its_name() {
+    let guest = Guest::new();
+    let digest = "0123456789abcdef";
+    for file in [format!("web-{digest}-s/key"), format!("web-{digest}-hosts"), format!("web-1-{digest}-s/key")] {
+        guest.copy(&guest.file(&file, b"x")).unwrap();
+    }
+    let part =
+        |container: &str| CopyFileRequest { file_size: 9, ..guest.file(&format!("{container}-{digest}-p"), b"x") };
+    for container in ["web", "web-1"] {
+        assert!(!guest.copy(&part(container)).unwrap());
+    }
+
+    let left = guest.copies.named_after("web");
+    assert_eq!(left.len(), 3);
+    guest.copies.remove(&left);
+
+    assert!(guest.copies.named_after("web").is_empty() && guest.copies.named_after("we").is_empty());
+    assert_eq!(guest.copies.named_after("web-1").len(), 2);
+    let incoming = guest.root.path().join("shared/incoming");
+    assert_eq!(std::fs::read_dir(incoming).unwrap().count(), 1);
 }
 
 proptest! {
