@@ -115,7 +115,8 @@ fn remove_below(group: &Path) -> io::Result<()> {
     std::fs::remove_dir(group)
 }
 
-const MOUNT_POINT: &str = "/sys/fs/cgroup";
+/// Where the hierarchy of control groups is.
+pub(crate) const MOUNT_POINT: &str = "/sys/fs/cgroup";
 
 #[cfg(test)]
 mod tests {

@@ -42,8 +42,28 @@ pub(crate) struct Container {
 /// Who the container was asked to run as, in numbers, and who it runs as. They differ where the image says who that is.
 #[derive(Default)]
 pub(crate) struct RunsAs {
-    pub(crate) asked: Option<oci::User>,
-    pub(crate) is: Value,
+    asked: Option<Numbers>,
+    is: Value,
+}
+
+/// User, group and further groups.
+type Numbers = (u32, u32, Vec<u32>);
+
+impl RunsAs {
+    /// `is` is the user in the container's `config.json`.
+    pub(crate) fn new(asked: Option<&oci::User>, is: Value) -> Self {
+        Self { asked: asked.map(numbers), is }
+    }
+
+    /// Who a command runs as that asks for the same as its container. What else a message may have in it does not count: no
+    /// policy has seen it.
+    fn of_command(&self, asked: Option<&oci::User>) -> Option<Value> {
+        (asked.map(numbers) == self.asked).then(|| self.is.clone())
+    }
+}
+
+fn numbers(user: &oci::User) -> Numbers {
+    (user.UID, user.GID, user.AdditionalGids.clone())
 }
 
 enum Entrance {
@@ -226,9 +246,10 @@ impl Container {
         }
         let rootfs = self.home.rootfs();
         let mut described = spec::process(process, request.string_user.as_ref(), &ImageProcess::default(), &rootfs)?;
-        if request.string_user.is_none() && process.User.as_ref() == self.user.asked.as_ref() {
-            // Whoever asks as for the container means its user.
-            described["user"] = self.user.is.clone();
+        if request.string_user.is_none()
+            && let Some(user) = self.user.of_command(process.User.as_ref())
+        {
+            described["user"] = user;
         }
         // The environment may have secrets in it.
         let described = Zeroizing::new(described.to_string().into_bytes());
@@ -358,3 +379,30 @@ fn remove_bundle(bundle: &Path) -> std::io::Result<()> {
 
 /// What Kubernetes keeps of a message.
 const MAX_MESSAGE: u64 = 4096;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use protobuf::Message as _;
+    use serde_json::json;
+
+    #[test]
+    fn a_command_that_asks_as_its_container_did_gets_its_user() {
+        let asked = oci::User { UID: 0x6000_0001, AdditionalGids: vec![3], ..Default::default() };
+        let is = json!({"uid": 1000, "gid": 1000, "additionalGids": [3]});
+        let user = RunsAs::new(Some(&asked), is.clone());
+
+        // What the policy does not see must change nothing: field 15 is nobody's.
+        let mut bytes = asked.write_to_bytes().unwrap();
+        bytes.extend([0x78, 0x01]);
+        let decorated = oci::User::parse_from_bytes(&bytes).unwrap();
+        assert_ne!(decorated, asked);
+        for same in [&asked, &decorated] {
+            assert_eq!(user.of_command(Some(same)), Some(is.clone()));
+        }
+        for other in [None, Some(oci::User::default()), Some(oci::User { GID: 1, ..asked.clone() })] {
+            assert_eq!(user.of_command(other.as_ref()), None);
+        }
+        assert_eq!(RunsAs::new(None, is.clone()).of_command(None), Some(is));
+    }
+}

@@ -18,6 +18,7 @@ use zeroize::Zeroizing;
 
 use crate::beneath::{Beneath, Owner};
 use crate::request::FileKind;
+use crate::volumes::PASSTHROUGH;
 
 /// The folder for copied files, and the files that have not fully arrived.
 pub(crate) struct Copies {
@@ -93,10 +94,9 @@ impl Copies {
 
     /// Those of `sources` that lie directly in the folder and are named after the container.
     pub(crate) fn of<'a>(&self, container: &str, sources: impl Iterator<Item = &'a str>) -> Vec<PathBuf> {
-        let prefix = format!("{container}-");
         let named = |path: &&Path| {
-            let name = path.file_name().and_then(|name| name.to_str());
-            path.parent() == Some(&self.folder) && name.is_some_and(|name| name.starts_with(&prefix))
+            let is_own = path.file_name().is_some_and(|name| is_named_after(name, container));
+            path.parent() == Some(&self.folder) && is_own
         };
         sources.map(Path::new).filter(named).map(Path::to_owned).collect()
     }
@@ -150,7 +150,11 @@ impl Copies {
         let inside = Path::new(path).strip_prefix(&self.folder).map_err(|_| Error::Path)?;
         let mut names = 0;
         for part in inside.components() {
-            let Component::Normal(_) = part else { return Err(Error::Path) };
+            let Component::Normal(name) = part else { return Err(Error::Path) };
+            // That is where volumes are made.
+            if names == 0 && name == PASSTHROUGH {
+                return Err(Error::Path);
+            }
             names += 1;
         }
         let plain = (1..=MAX_DEPTH).contains(&names) && path.len() <= MAX_PATH && !path.contains('\0');

@@ -72,9 +72,11 @@ impl Agent {
             Root::Image(image)
         };
         input["guest_pause"] = json!(matches!(root, Root::Pause));
+        // Before the decision: what a policy notes of a container must not come of a second request for it.
+        let reservation = self.containers.reserve(id)?;
         self.decide(CreateContainerRequest::NAME, input).await?;
+        let give_up = reservation.keep();
 
-        let give_up = self.containers.reserve(id)?;
         // The work goes on in a task of its own, so that it is undone even where the caller has given up on it.
         let (caller, gone) = oneshot::channel::<()>();
         let agent = Arc::clone(self);
@@ -195,8 +197,7 @@ impl Agent {
         let config = spec::build(request, &pulled.rootfs, &image.process, &devices, pod)?;
         write_config(home.bundle(), &config)?;
         let terminal = config["process"]["terminal"] == true;
-        let asked = request.OCI.Process.User.as_ref().cloned();
-        let user = RunsAs { asked, is: config["process"]["user"].clone() };
+        let user = RunsAs::new(request.OCI.Process.User.as_ref(), config["process"]["user"].clone());
         let copies = self.copies_for(request);
         let container = Container::create(home.clone(), &request.exec_id, terminal, user, copies).await?;
         self.share_pids(container, request).await

@@ -2,8 +2,9 @@
 //!
 //! Entering namespaces takes a process with one thread, and the guest's first process has several. So it runs its own
 //! binary once more as a helper, which forks for each order as a sibling: what it forks is a child of the guest's first
-//! process, which can wait for it. A container is made there by libcontainer; a command joins a container and becomes
-//! its program; the pod's own process stays what it is, and does nothing.
+//! process, which can wait for it. A container is made there by libcontainer; for a command, the process joins a
+//! container and makes a sibling in there, which becomes the program; the pod's own process stays what it is, and does
+//! nothing.
 
 mod create;
 mod enter;
@@ -26,7 +27,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interes
 use tokio::net::UnixStream;
 use tokio::sync::Mutex;
 
-use crate::cgroup::Cgroup;
+use crate::cgroup::{self, Cgroup};
 use crate::console::Console;
 use crate::id::Id;
 use crate::process::{Child, Streams};
@@ -91,19 +92,10 @@ impl Helper {
             Ends::pipes().map_err(Error::Streams)?
         };
         let order = serde_json::to_vec(&order).map_err(|e| Error::Bundle(e.into()))?;
-        let (builder, outcome) = self.carry_out(Work::Create, &[], theirs, &order).await?;
+        let (builder, outcome, _) = self.carry_out(Work::Create, &[], theirs, &order).await?;
         // The container's process becomes this one's child when the one that made it has ended.
         let status = builder.ended().await.map_err(Error::Fork)?;
-        let pid = match outcome {
-            Some(Outcome::Pid(pid)) if pid > 0 => Pid::from_raw(pid).ok_or(Error::NoReport(status))?,
-            Some(Outcome::Error(cause)) => return Err(Error::Container(cause)),
-            _ => return Err(Error::NoReport(status)),
-        };
-        // What is in the container by now may have had a hand in the report.
-        if !is_child(pid) || !is_in(pid, Cgroup::of(id).path()) {
-            return Err(Error::Stray(pid));
-        }
-        let child = Child::of(pid).map_err(Error::Fork)?;
+        let (pid, child) = made(outcome, status, Cgroup::of(id).path())?;
         own_streams(pid, uid);
         mine.streams_of(child).await
     }
@@ -118,20 +110,28 @@ impl Helper {
         let group = std::fs::File::open(place.group).map_err(Error::Bundle)?;
         let ends = if terminal { Ends::terminal() } else { Ends::pipes() };
         let (mine, theirs) = ends.map_err(Error::Streams)?;
-        let (child, outcome) = self.carry_out(Work::Enter, &[place.first, group.as_fd()], theirs, process).await?;
-        if let Some(Outcome::Error(cause)) = outcome {
-            // Nobody else waits for it.
-            let _ = child.ended().await;
-            return Err(Error::Container(cause));
+        let descriptors = [place.first, group.as_fd()];
+        let (entrant, outcome, mut reports) = self.carry_out(Work::Enter, &descriptors, theirs, process).await?;
+        // It ends once it has made the command's process.
+        let status = entrant.ended().await.map_err(Error::Fork)?;
+        let (_, child) = made(outcome, status, place.group)?;
+        match next_report(&mut reports).await {
+            Ok(None) => mine.streams_of(child).await,
+            Ok(Some(Outcome::Error(cause))) => {
+                // Nobody else waits for it.
+                let _ = child.ended().await;
+                Err(Error::Container(cause))
+            }
+            Ok(Some(Outcome::Pid(_))) => Err(give_up(&child, Silence::Noise).await),
+            Err(silence) => Err(give_up(&child, silence).await),
         }
-        mine.streams_of(child).await
     }
 
     /// Makes the pod's own process, with an empty folder for its root.
     pub(crate) async fn pause(&self, root: &Path) -> Result<(Child, Streams), Error> {
         let root = root.as_os_str().as_encoded_bytes();
         let (mine, theirs) = Ends::pipes().map_err(Error::Streams)?;
-        let (child, outcome) = self.carry_out(Work::Pause, &[], theirs, root).await?;
+        let (child, outcome, _) = self.carry_out(Work::Pause, &[], theirs, root).await?;
         if let Some(Outcome::Error(cause)) = outcome {
             let _ = child.ended().await;
             return Err(Error::Container(cause));
@@ -156,15 +156,15 @@ impl Helper {
         }
     }
 
-    /// Has something done. Returns the process that does it, and what it says when it ends; it says nothing where it
-    /// becomes another program.
+    /// Has something done. Returns the process that does it, what it says first, and where it says more; it says nothing
+    /// where it is there to stay.
     async fn carry_out(
         &self,
         work: Work,
         place: &[BorrowedFd<'_>],
         streams: Vec<OwnedFd>,
         order: &[u8],
-    ) -> Result<(Child, Option<Outcome>), Error> {
+    ) -> Result<(Child, Option<Outcome>, Reports), Error> {
         let (mut channel, theirs) = socket_pair().map_err(Error::Streams)?;
         let descriptors: Vec<BorrowedFd<'_>> = std::iter::once(theirs.as_fd())
             .chain(place.iter().copied())
@@ -175,27 +175,18 @@ impl Helper {
         // As long as they are here, their ends are never seen.
         drop(descriptors);
         drop((theirs, streams));
-        let talk = async {
+        let tell = async {
             channel.write_all(order).await?;
-            channel.shutdown().await?;
-            let mut report = Vec::new();
-            // A line, and not all until the end: a container that waits to be started has the channel open.
-            BufReader::new(channel.take(MAX_REPORT)).read_until(b'\n', &mut report).await?;
-            Ok::<_, io::Error>(report)
+            channel.shutdown().await
         };
-        let report = tokio::time::timeout(DEADLINE, talk).await;
-        let overdue = report.is_err();
-        if let Ok(Ok(report)) = report {
-            if report.is_empty() {
-                return Ok((child, None));
-            }
-            if let Ok(outcome) = serde_json::from_slice(&report) {
-                return Ok((child, Some(outcome)));
-            }
+        if !matches!(tokio::time::timeout(DEADLINE, tell).await, Ok(Ok(()))) {
+            return Err(give_up(&child, Silence::Noise).await);
         }
-        let _ = child.signal(Signal::KILL);
-        let status = child.ended().await.map_err(Error::Fork)?;
-        Err(if overdue { Error::Deadline } else { Error::NoReport(status) })
+        let mut reports = BufReader::new(channel.take(MAX_REPORT));
+        match next_report(&mut reports).await {
+            Ok(outcome) => Ok((child, outcome, reports)),
+            Err(silence) => Err(give_up(&child, silence).await),
+        }
     }
 
     /// Has the helper fork. Where it doesn't answer, the next order is another one's.
@@ -229,7 +220,7 @@ pub(crate) enum Error {
     Deadline,
     #[error("container helper left no report, and ended with status {0}")]
     NoReport(i32),
-    #[error("container helper named process {0}, which is not the container's or has ended; next: try again")]
+    #[error("container helper named process {0}, which is not the container's; next: try again")]
     Stray(Pid),
     #[error("container runtime refused: {0}")]
     Container(String),
@@ -279,6 +270,51 @@ impl Running {
 enum Outcome {
     Pid(i32),
     Error(String),
+}
+
+/// What is said about an order, in lines.
+type Reports = BufReader<tokio::io::Take<UnixStream>>;
+
+/// Why there is no report.
+enum Silence {
+    Overdue,
+    /// Whatever there is, it is none.
+    Noise,
+}
+
+/// The next line; none at the end. A container that waits to be started keeps the end from being seen.
+async fn next_report(reports: &mut Reports) -> Result<Option<Outcome>, Silence> {
+    let mut report = Vec::new();
+    let read = tokio::time::timeout(DEADLINE, reports.read_until(b'\n', &mut report));
+    read.await.map_err(|_| Silence::Overdue)?.map_err(|_| Silence::Noise)?;
+    match report.is_empty() {
+        true => Ok(None),
+        false => serde_json::from_slice(&report).map(Some).map_err(|_| Silence::Noise),
+    }
+}
+
+/// Ends a process that nothing is heard of.
+async fn give_up(child: &Child, silence: Silence) -> Error {
+    let _ = child.signal(Signal::KILL);
+    match (child.ended().await, silence) {
+        (Err(error), _) => Error::Fork(error),
+        (Ok(_), Silence::Overdue) => Error::Deadline,
+        (Ok(status), Silence::Noise) => Error::NoReport(status),
+    }
+}
+
+/// The process in a container that was reported by another one, which ended with `status`. What is in the container by
+/// now may have had a hand in the report.
+fn made(outcome: Option<Outcome>, status: i32, group: &Path) -> Result<(Pid, Child), Error> {
+    let pid = match outcome {
+        Some(Outcome::Pid(pid)) if pid > 0 => Pid::from_raw(pid).ok_or(Error::NoReport(status))?,
+        Some(Outcome::Error(cause)) => return Err(Error::Container(cause)),
+        _ => return Err(Error::NoReport(status)),
+    };
+    if !is_child(pid) || !is_in(pid, group) {
+        return Err(Error::Stray(pid));
+    }
+    Ok((pid, Child::of(pid).map_err(Error::Fork)?))
 }
 
 /// This side's ends of a process' standard streams.
@@ -337,10 +373,11 @@ fn is_child(pid: Pid) -> bool {
     waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT).is_ok()
 }
 
-/// Whether it runs in the control group of that folder.
+/// Whether it is in the control group of that folder, or was when it ended.
 fn is_in(pid: Pid, group: &Path) -> bool {
-    let number = pid.as_raw_nonzero().to_string();
-    std::fs::read_to_string(group.join("cgroup.procs")).is_ok_and(|list| list.lines().any(|line| line == number))
+    let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    let found = groups.lines().find_map(|line| line.strip_prefix("0::/"));
+    found.is_some_and(|found| Path::new(cgroup::MOUNT_POINT).join(found) == group)
 }
 
 /// Lets the user of a container open its streams once more, as `/dev/stdout` does: pipes and terminals are their maker's

@@ -68,8 +68,11 @@ impl Creation<'_> {
         };
         storages.push(image::storage(&id, &self.kind, &self.spec, &self.request.rootfs)?);
 
-        let mut held = Held { watchers: copy_all(guest, volumes.copies).await?, disks: Vec::new() };
+        let mut held = Held::default();
+        // The guest cleans up behind a request that it refuses.
+        let mut is_left = true;
         let created = async {
+            held.watchers = copy_all(guest, volumes.copies).await?;
             let devices = attach(machine, &self.spec, &mut held).await?;
             let wish = CreateContainerRequest {
                 container_id: id.clone(),
@@ -81,10 +84,13 @@ impl Creation<'_> {
                 OCI: MessageField::some(specification(self.spec, &self.kind, self.request, volumes.mounts)),
                 ..CreateContainerRequest::default()
             };
-            guest.create_container(wish, self.limit).await
+            let created = guest.create_container(wish, self.limit).await;
+            // One that was too slow may have made it by now.
+            is_left = matches!(created, Err(Error::Timeout { .. }));
+            created
         };
         if let Err(error) = created.await {
-            undo(guest, machine, &id, held, &error).await;
+            undo(guest, machine, &id, held, is_left).await;
             return Err(error);
         }
         let bundle = self.request.bundle.clone();
@@ -95,9 +101,9 @@ impl Creation<'_> {
 }
 
 /// Takes back what a failed creation has made. Whatever fails here fails after the cause, which is what is told.
-async fn undo(guest: &Guest, machine: &Machine, id: &str, held: Held, cause: &Error) {
-    // Where the guest refused there is nothing; where it was too slow there may be by now.
-    if matches!(cause, Error::Timeout { .. }) {
+async fn undo(guest: &Guest, machine: &Machine, id: &str, held: Held, is_left: bool) {
+    // What was copied, and maybe the container.
+    if is_left {
         let request = RemoveContainerRequest { container_id: id.to_owned(), timeout: 1, ..Default::default() };
         if let Err(error) = guest.remove_container(request).await {
             tracing::debug!(container = %id, %error, "nothing is left in the guest");

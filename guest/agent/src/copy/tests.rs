@@ -56,32 +56,48 @@ impl Guest {
 #[test]
 fn files_folders_and_links_appear_as_they_were_described() {
     let guest = Guest::new();
-    assert!(guest.copy(&guest.file("c1-config/..v1/key", b"value")).unwrap());
-    assert!(guest.copy(&guest.file("c1-empty", b"")).unwrap());
+    assert!(guest.copy(&guest.file("c1-0123456789abcdef-config/..v1/key", b"value")).unwrap());
+    assert!(guest.copy(&guest.file("c1-0123456789abcdef-empty", b"")).unwrap());
     let link =
         |path: &str, target: &str| CopyFileRequest { file_mode: 0o120_777, ..guest.file(path, target.as_bytes()) };
-    guest.copy(&link("c1-config/..data", "..v1")).unwrap();
-    guest.copy(&link("c1-config/key", "..data/key")).unwrap();
-    let folder = CopyFileRequest { file_mode: 0o041_777, ..guest.file("c1-config/spool", b"") };
+    guest.copy(&link("c1-0123456789abcdef-config/..data", "..v1")).unwrap();
+    guest.copy(&link("c1-0123456789abcdef-config/key", "..data/key")).unwrap();
+    let folder = CopyFileRequest { file_mode: 0o041_777, ..guest.file("c1-0123456789abcdef-config/spool", b"") };
     guest.copy(&folder).unwrap();
     guest.copy(&folder).unwrap();
 
-    assert_eq!((guest.read("c1-config/key"), guest.read("c1-empty")), ("value".into(), String::new()));
+    assert_eq!(
+        (guest.read("c1-0123456789abcdef-config/key"), guest.read("c1-0123456789abcdef-empty")),
+        ("value".into(), String::new())
+    );
     let mode = |path: &str| guest.folder().join(path).metadata().unwrap().permissions().mode() & 0o7777;
-    assert_eq!((mode("c1-config/key"), mode("c1-config"), mode("c1-config/..v1")), (0o640, 0o750, 0o750));
-    assert_eq!(mode("c1-config/spool"), 0o1777);
+    assert_eq!(
+        (
+            mode("c1-0123456789abcdef-config/key"),
+            mode("c1-0123456789abcdef-config"),
+            mode("c1-0123456789abcdef-config/..v1")
+        ),
+        (0o640, 0o750, 0o750)
+    );
+    assert_eq!(mode("c1-0123456789abcdef-config/spool"), 0o1777);
 
     // Kubernetes updates a volume so: a new folder, and the link that leads to it in one step.
-    guest.copy(&guest.file("c1-config/..v2/key", b"newer")).unwrap();
-    guest.copy(&link("c1-config/..data", "..v2")).unwrap();
-    assert_eq!(guest.read("c1-config/key"), "newer");
-    assert!(!guest.folder().join("c1-config/..v1").exists(), "the old version is left");
+    guest.copy(&guest.file("c1-0123456789abcdef-config/..v2/key", b"newer")).unwrap();
+    guest.copy(&link("c1-0123456789abcdef-config/..data", "..v2")).unwrap();
+    assert_eq!(guest.read("c1-0123456789abcdef-config/key"), "newer");
+    assert!(!guest.folder().join("c1-0123456789abcdef-config/..v1").exists(), "the old version is left");
 
     assert!(guest.nothing_is_incoming());
     guest.copy(&guest.file("c2-hosts", b"")).unwrap();
     let source = |name: &str| guest.folder().join(name).to_str().unwrap().to_owned();
-    let sources =
-        [source("c1-config"), source("c1-empty"), source("c2-hosts"), source("c1-config/spool"), "/etc".into()];
+    let sources = [
+        source("c1-0123456789abcdef-config"),
+        source("c1-0123456789abcdef-empty"),
+        source("c2-hosts"),
+        source("c1-0123456789abcdef-config/spool"),
+        source("c1-0123456789abcdef"),
+        "/etc".into(),
+    ];
     let own = guest.copies.of("c1", sources.iter().map(String::as_str));
     assert_eq!(own.len(), 2);
     guest.copies.remove(&own);

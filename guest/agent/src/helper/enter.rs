@@ -1,8 +1,9 @@
 //! Becomes a process of a container that runs: what libcontainer does for one, in few steps and without files.
 //!
-//! The process was born in the container's namespace of processes and in its control group. Here it joins the other
-//! namespaces, gives up whatever the container does not have, and becomes the program. Root file system, masked and
-//! read-only paths are the mount namespace's.
+//! The process was born in the container's control group. Here it joins the namespaces and gives up whatever the container
+//! does not have. Only then it makes another one, which is born in the container's namespace of processes and becomes the
+//! program: programs of the container that may trace others find nothing there that they don't have. Root file system,
+//! masked and read-only paths are the mount namespace's.
 
 use std::convert::Infallible;
 use std::ffi::CString;
@@ -18,22 +19,23 @@ use nix::sched::{CloneFlags, setns};
 use nix::unistd::execve;
 use rustix::fs::{FileType, fchown, fstat, makedev};
 use rustix::io::Errno as Cause;
-use rustix::process::{Gid, Uid, chdir, getcwd, setsid};
+use rustix::process::{Gid, Uid, chdir, getcwd, ioctl_tiocsctty, setsid};
 use rustix::stdio::{stderr, stdin, stdout};
 use rustix::thread::{
     set_keep_capabilities, set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
 };
 
-use super::fork;
+use super::fork::{self, Alone, Forked};
 use crate::spec;
 
-/// Becomes the process that `text` describes, an OCI process in JSON, in the container of the process `first`.
+/// Makes the process that `text` describes, an OCI process in JSON, in the container of the process `first`. Returns its
+/// number, and in that process only where it does not become its program.
 ///
 /// Standard streams are those that it has, or a terminal of the container's whose master is sent to `console`.
 ///
 /// # Errors
 /// Which step failed, and why. The process is fit for nothing any more then.
-pub(super) fn enter(first: OwnedFd, console: Option<OwnedFd>, text: &[u8]) -> Result<Infallible, String> {
+pub(super) fn enter(alone: &Alone, first: OwnedFd, console: Option<OwnedFd>, text: &[u8]) -> Result<i32, String> {
     let process: Process = step("its order", serde_json::from_slice(text))?;
     let kernel = create_syscall();
     // While the guest's own /proc is in sight.
@@ -43,10 +45,11 @@ pub(super) fn enter(first: OwnedFd, console: Option<OwnedFd>, text: &[u8]) -> Re
     for limit in process.rlimits().iter().flatten() {
         step("a resource limit", kernel.set_rlimit(limit))?;
     }
-    step("its session", setsid())?;
-    let namespaces = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
-    step("the container's namespaces", setns(&first, namespaces | CloneFlags::CLONE_NEWCGROUP))?;
+    let shared = CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWPID;
+    let namespaces = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWCGROUP | shared;
+    step("the container's namespaces", setns(&first, namespaces))?;
     drop(first);
+    let has_terminal = console.is_some();
     if let Some(console) = console {
         step("its terminal", libcontainer::tty::setup_console(&*kernel, console.into_raw_fd(), false))?;
     }
@@ -74,10 +77,17 @@ pub(super) fn enter(first: OwnedFd, console: Option<OwnedFd>, text: &[u8]) -> Re
         return Err("its working directory is not in the container".to_owned());
     }
 
+    if let Forked::Parent(pid) = step("its process", alone.fork(None, false))? {
+        return Ok(pid.as_raw_nonzero().get());
+    }
+    step("its session", setsid())?;
+    if has_terminal {
+        step("its terminal", ioctl_tiocsctty(stdin()))?;
+    }
     fork::end_on_broken_pipes();
     let environment = environment(&process);
     let path = environment.iter().rev().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or_default().to_owned();
-    become_program(process.args().as_deref().unwrap_or_default(), &path, environment)
+    match become_program(process.args().as_deref().unwrap_or_default(), &path, environment)? {}
 }
 
 /// Lets the user open the standard streams once more, as `/dev/stdout` does: pipes and terminals are their maker's alone.

@@ -11,7 +11,6 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use nix::sched::{CloneFlags, setns};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
@@ -62,8 +61,6 @@ impl Work {
 struct Server {
     alone: Alone,
     control: UnixStream,
-    /// The namespace of this process' own, in which its children are as long as they are in no container.
-    processes: OwnedFd,
 }
 
 impl Server {
@@ -72,16 +69,16 @@ impl Server {
         set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
         let control = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
         dup2_stdin(std::fs::File::open("/dev/null")?)?;
-        let processes = std::fs::File::open("/proc/self/ns/pid")?.into();
-        Ok(Self { alone: Alone::check()?, control, processes })
+        Ok(Self { alone: Alone::check()?, control })
     }
 
     fn serve(mut self) -> io::Result<u8> {
         while let Some(order) = self.receive()? {
             let answer = match self.fork(&order) {
                 Ok(Forked::Child) => {
-                    drop(self);
-                    return Ok(order.carry_out());
+                    let Self { alone, control } = self;
+                    drop(control);
+                    return Ok(order.carry_out(&alone));
                 }
                 Ok(Forked::Parent(pid)) => pid.as_raw_nonzero().get(),
                 // The caller can tell: the numbers of processes are positive.
@@ -113,16 +110,7 @@ impl Server {
     }
 
     fn fork(&self, order: &Order) -> io::Result<Forked> {
-        let group = order.group.as_ref().map(AsFd::as_fd);
-        let Some(first) = &order.first else { return self.alone.fork(group, order.work == Work::Pause) };
-        // A process is in another namespace of processes only if it was born there.
-        setns(first, CloneFlags::CLONE_NEWPID)?;
-        let forked = self.alone.fork(group, false);
-        if !matches!(forked, Ok(Forked::Child)) && setns(&self.processes, CloneFlags::CLONE_NEWPID).is_err() {
-            // What is forked next would be in that container.
-            std::process::abort();
-        }
-        forked
+        self.alone.fork(order.group.as_ref().map(AsFd::as_fd), order.work == Work::Pause)
     }
 }
 
@@ -148,10 +136,10 @@ impl Order {
     }
 
     /// Carries it out in the process that was forked for it. Returns where that doesn't become another program.
-    fn carry_out(self) -> u8 {
+    fn carry_out(self, alone: &Alone) -> u8 {
         let Self { work, mut channel, first, group, streams } = self;
         drop(group);
-        let outcome = match carry_out(work, &mut channel, first, streams) {
+        let outcome = match carry_out(alone, work, &mut channel, first, streams) {
             Ok(Some(outcome)) => outcome,
             Ok(None) => {
                 // That it has nothing to say says that it is there.
@@ -171,6 +159,7 @@ impl Order {
 
 /// Returns what is to be told, or nothing where this process is the pod's own from now on.
 fn carry_out(
+    alone: &Alone,
     work: Work,
     channel: &mut UnixStream,
     first: Option<OwnedFd>,
@@ -192,10 +181,7 @@ fn carry_out(
     let mut text = Zeroizing::new(Vec::new());
     channel.read_to_end(&mut text).map_err(|e| format!("its order can't be read: {e}"))?;
     match first {
-        Some(first) => match enter::enter(first, console, &text) {
-            Err(cause) => Err(cause),
-            Ok(never) => match never {},
-        },
+        Some(first) => Ok(Some(Outcome::Pid(enter::enter(alone, first, console, &text)?))),
         None if work == Work::Pause => pause::retire(Path::new(OsStr::from_bytes(&text))).map(|()| None),
         None => Ok(Some(Outcome::Pid(create::Container::read(&text)?.create()?))),
     }

@@ -44,7 +44,7 @@ pub(crate) fn with_home(mut env: Vec<String>, rootfs: &Path, uid: u32) -> Vec<St
 /// Builds the description of a process, a container's first one or a command.
 ///
 /// Where the request has no arguments, arguments, environment, working directory and user are those of the image,
-/// with the request's environment over the image's.
+/// with the request's environment over the image's. Where it has no user, that is the image's, too.
 ///
 /// # Errors
 /// [`Error`] for what is malformed, too large, or asks for more than containers of this guest can have.
@@ -75,8 +75,10 @@ pub(crate) fn build(
 
     let user = match user.filter(|user| !user.uid.is_empty()) {
         Some(named) => by_name(named, rootfs)?,
-        None if from_image => User::resolve(rootfs, &image.user)?,
-        None => by_number(requested.User.get_or_default()),
+        None => match requested.User.as_ref() {
+            Some(user) if !from_image => by_number(user),
+            _ => User::resolve(rootfs, &image.user)?,
+        },
     };
     let mut process = json!({
         "terminal": requested.Terminal,
@@ -229,6 +231,9 @@ mod tests {
         assert_eq!(process["env"], json!([DEFAULT_PATH]));
         assert_eq!(process["user"], json!({"uid": 9, "gid": 8, "additionalGids": [7]}));
         assert_eq!(process["cwd"], "/");
+        let nobody = oci::Process { Args: vec!["sh".into()], ..Default::default() };
+        let process_of_nobody = build(&nobody, None, &image(), Path::new("/none")).unwrap();
+        assert_eq!(process_of_nobody["user"]["uid"], 12, "no user is the image's, not root");
         assert!(process.get("oomScoreAdj").is_none(), "no container is spared at the guest's expense");
         assert_eq!(process["capabilities"]["bounding"], json!(DEFAULT_CAPABILITIES));
     }
