@@ -61,6 +61,7 @@ fn guest() -> ExitCode {
             a_container_runs_what_its_image_says().await;
             commands_run_in_a_container_and_end_with_it().await;
             a_command_is_confined_as_its_container_is().await;
+            a_command_is_never_seen_with_more_than_its_container_has().await;
             a_terminal_has_a_size_and_one_stream().await;
             whoever_a_program_runs_as_can_open_its_streams_again().await;
             commands_that_have_ended_hold_few_descriptors().await;
@@ -140,6 +141,10 @@ fn program(args: Vec<String>) -> ExitCode {
             }
             ExitCode::SUCCESS
         }
+        ["watch"] => {
+            print!("{}", watch());
+            ExitCode::SUCCESS
+        }
         ["reopen"] => {
             for (path, text) in [("/dev/stdout", "out"), ("/dev/stderr", "err"), ("/proc/self/fd/1", "again")] {
                 let mut stream = OpenOptions::new().write(true).open(path).unwrap();
@@ -165,6 +170,37 @@ fn program(args: Vec<String>) -> ExitCode {
         }
         _ => ExitCode::from(99),
     }
+}
+
+/// What any process here has that this one has not, until standard input ends.
+fn watch() -> String {
+    let reading = std::thread::spawn(|| std::io::stdin().read_to_end(&mut Vec::new()));
+    let has = |process: &str| {
+        let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+        let rights = status.lines().find_map(|line| line.strip_prefix("CapPrm:"))?;
+        let root = std::fs::metadata(format!("/proc/{process}/root")).ok();
+        let root =
+            root.map(|root| (std::os::unix::fs::MetadataExt::dev(&root), std::os::unix::fs::MetadataExt::ino(&root)));
+        Some((u64::from_str_radix(rights.trim(), 16).unwrap(), root))
+    };
+    let (rights, root) = has("self").unwrap();
+    println!("here");
+    std::io::stdout().flush().unwrap();
+    let (mut others, mut found) = (std::collections::BTreeSet::new(), std::collections::BTreeSet::new());
+    while !reading.is_finished() {
+        for entry in std::fs::read_dir("/proc").unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            if name.parse() == Ok(std::process::id()) || !name.bytes().all(|b| b.is_ascii_digit()) {
+                continue;
+            }
+            let Some((its_rights, its_root)) = has(&name) else { continue };
+            others.insert(name);
+            if its_rights & !rights != 0 || its_root.is_some_and(|its| Some(its) != root) {
+                found.insert(format!("{its_rights:x} {its_root:?}"));
+            }
+        }
+    }
+    format!("others {} found {found:?}\n", !others.is_empty())
 }
 
 /// All that a process may and has.
@@ -325,6 +361,45 @@ async fn a_command_is_confined_as_its_container_is() {
         assert_eq!(lab.wait(id, "e1").await, 0);
         lab.signal(id, "", 9).await.unwrap();
     }
+    lab.end().await;
+}
+
+async fn a_command_is_never_seen_with_more_than_its_container_has() {
+    let lab = Lab::start("n").await;
+    let process = |args: &[&str]| {
+        let args = [&["/app", PROGRAM], args].concat().iter().map(ToString::to_string).collect();
+        let rights = vec!["CAP_SYS_PTRACE".to_owned()];
+        MessageField::some(oci::Process {
+            Args: args,
+            User: MessageField::some(oci::User::default()),
+            Capabilities: MessageField::some(oci::LinuxCapabilities {
+                Bounding: rights.clone(),
+                Permitted: rights.clone(),
+                Effective: rights,
+                ..Default::default()
+            }),
+            ..Default::default()
+        })
+    };
+    let first = process(&["watch"]);
+    lab.create("c1", &[], |request| request.OCI.mut_or_insert_default().Process = first).await.unwrap();
+    lab.start_container("c1").await.unwrap();
+    assert_eq!(lab.read("c1", "").await, "here\n");
+    for number in 0..30 {
+        let exec_id = format!("e{number}");
+        let command = process(&["read", "/etc/hostname"]);
+        let request = ExecProcessRequest {
+            container_id: "c1".into(),
+            exec_id: exec_id.clone(),
+            process: command,
+            ..Default::default()
+        };
+        lab.agent.exec_process(context::with_timeout(0), &request).await.unwrap();
+        assert_eq!(lab.read_all("c1", &exec_id).await, "pod-1\n");
+    }
+    let close = CloseStdinRequest { container_id: "c1".into(), ..Default::default() };
+    lab.agent.close_stdin(context::with_timeout(0), &close).await.unwrap();
+    assert_eq!(lab.read_all("c1", "").await, "others true found {}\n");
     lab.end().await;
 }
 

@@ -103,13 +103,15 @@ pub(crate) async fn a_pod_shares_names_memory_and_processes() {
 
 pub(crate) async fn what_the_host_copies_can_be_mounted_and_changed() {
     let lab = Lab::start("h").await;
-    lab.copy("c1-config/..v1/key", 0o100_644, b"old").await;
-    lab.copy("c1-config/..data", 0o120_777, b"..v1").await;
-    lab.copy("c1-config/key", 0o120_777, b"..data/key").await;
-    lab.copy("c1-hosts", 0o100_644, b"10.0.0.7 friend").await;
+    lab.copy("c1-0123456789abcdef-config/..v1/key", 0o100_644, b"old").await;
+    lab.copy("c1-0123456789abcdef-config/..data", 0o120_777, b"..v1").await;
+    lab.copy("c1-0123456789abcdef-config/key", 0o120_777, b"..data/key").await;
+    lab.copy("c1-0123456789abcdef-hosts", 0o100_644, b"10.0.0.7 friend").await;
     let copies = lab.root.join("shared/containers");
     let with_copies = |request: &mut CreateContainerRequest| {
-        for (destination, name) in [("/etc/config", "c1-config"), ("/etc/hosts", "c1-hosts")] {
+        for (destination, name) in
+            [("/etc/config", "c1-0123456789abcdef-config"), ("/etc/hosts", "c1-0123456789abcdef-hosts")]
+        {
             request.OCI.mut_or_insert_default().Mounts.push(oci::Mount {
                 destination: destination.into(),
                 source: copies.join(name).to_str().unwrap().into(),
@@ -129,25 +131,27 @@ pub(crate) async fn what_the_host_copies_can_be_mounted_and_changed() {
     assert_eq!(read("e2", "/etc/hosts").await, "10.0.0.7 friend");
 
     // As Kubernetes updates a volume, and a part at a time.
-    let part = async |offset: usize, data: &[u8]| lab.part("c1-config/..v2/key", 0o100_644, 5, offset, data).await;
+    let part = async |offset: usize, data: &[u8]| {
+        lab.part("c1-0123456789abcdef-config/..v2/key", 0o100_644, 5, offset, data).await
+    };
     tokio::join!(part(3, b"er"), part(0, b"new"));
-    lab.copy("c1-config/..data", 0o120_777, b"..v2").await;
+    lab.copy("c1-0123456789abcdef-config/..data", 0o120_777, b"..v2").await;
     assert_eq!(read("e3", "/etc/config/key").await, "newer");
 
     lab.remove("c1", 5).await.unwrap();
     assert!(std::fs::read_dir(&copies).unwrap().next().is_none(), "copies are left");
     // What was copied for a container that can't be made goes with it.
-    lab.copy("c2-hosts", 0o100_644, b"x").await;
+    lab.copy("c2-0123456789abcdef-hosts", 0o100_644, b"x").await;
     let with_hosts = |request: &mut CreateContainerRequest| {
         request.OCI.mut_or_insert_default().Mounts.push(oci::Mount {
             destination: "/etc/hosts".into(),
-            source: copies.join("c2-hosts").to_str().unwrap().into(),
+            source: copies.join("c2-0123456789abcdef-hosts").to_str().unwrap().into(),
             options: vec!["bind".into()],
             ..Default::default()
         });
     };
     assert!(lab.create("c2", &["/no/such/program"], with_hosts).await.is_err());
-    assert!(!copies.join("c2-hosts").exists());
+    assert!(!copies.join("c2-0123456789abcdef-hosts").exists());
     lab.end().await;
 }
 
