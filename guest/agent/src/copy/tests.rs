@@ -148,6 +148,8 @@ fn nothing_is_written_outside_or_through_a_link() {
         raw(format!("{folder}{}", "/a".repeat(65))),
         raw(String::new()),
         raw("c1-volume/x".into()),
+        // Where volumes are made.
+        guest.file("passthrough/volume/x", b"x"),
         guest.file("c1-volume/out/x", b"x"),
         guest.file("c1-volume/file/x", b"x"),
         CopyFileRequest { file_mode: 0o040_755, ..guest.file("c1-volume/out/x", b"") },
