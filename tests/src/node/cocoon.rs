@@ -17,14 +17,15 @@ pub struct Cocoon {
 }
 
 impl Cocoon {
-    /// The published configuration with the programs under test.
+    /// The published configuration with the programs under test, and small machines: cases run many on two processors.
     ///
     /// # Panics
     /// If they have not been built.
     #[expect(clippy::new_without_default, reason = "it reads files")]
     pub fn new() -> Self {
-        let settings = toml_block(&page(), "[hypervisor.qemu]").parse().unwrap();
-        Self { settings, snapshotter: false, programs: None }
+        let settings = toml_block(KUBERNETES, "[hypervisor.qemu]").parse().unwrap();
+        let published = Self { settings, snapshotter: false, programs: None };
+        published.with("hypervisor.qemu.default_memory", 256)
     }
 
     /// Changes a key, by its path with dots.
@@ -55,8 +56,9 @@ impl Cocoon {
         symlink(Lab::guest_image(), opt.join("share/guest-image")).unwrap();
         fs::write(etc.join("configuration.toml"), self.settings.to_string()).unwrap();
 
-        let handler = toml_block(&page(), &format!("[{}.containerd.runtimes.cocoon]", version.runtime_table()));
-        let (_, handler) = handler.split_once("\n\n").unwrap();
+        let block = toml_block(KUBERNETES, &format!("[{}.containerd.runtimes.cocoon]", version.runtime_table()));
+        // A file of its own says its version; here it is part of another file.
+        let handler = block.strip_prefix("version = 3\n\n").unwrap_or(&block);
         let handler = match self.snapshotter {
             true => with_snapshotter(handler, version),
             false => handler.to_owned(),
@@ -75,15 +77,17 @@ fn with_sandboxer(handler: &str) -> String {
     format!("{}\nsandboxer = \"shim\"\n", table.replace("runtimes.cocoon]", "runtimes.cocoon-sandbox]"))
 }
 
-fn page() -> String {
-    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/kubernetes.md")).unwrap()
-}
-
-/// The block of a page with this line.
+/// The first block of a page with this line.
 fn toml_block(page: &str, line: &str) -> String {
-    let mut blocks = page.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap());
-    let block = blocks.find(|block| block.lines().any(|found| found == line));
-    block.unwrap_or_else(|| panic!("docs/kubernetes.md has no block with {line}")).to_owned()
+    let found = toml_blocks(page).into_iter().find(|block| block.lines().any(|found| found == line));
+    found.unwrap_or_else(|| panic!("docs/{page} has no block with {line}"))
 }
 
+/// The blocks of a page that containerd or the shim reads.
+pub(super) fn toml_blocks(page: &str) -> Vec<String> {
+    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs").join(page)).unwrap();
+    page.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap().to_owned()).collect()
+}
+
+const KUBERNETES: &str = "kubernetes.md";
 const SHIM: &str = "containerd-shim-cocoon-v2";

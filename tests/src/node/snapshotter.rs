@@ -1,11 +1,11 @@
 //! The node's snapshotter and blob cache: the program under test in the node, and what containerd is told of it.
 
-use std::fmt::Write as _;
 use std::fs;
 use std::process::Command;
 use std::sync::Mutex;
 use std::time::Duration;
 
+use super::cocoon::toml_blocks;
 use super::{Containerd, Node, PAUSE_BETWEEN_CALLS, processes};
 use crate::{Daemon, Lab, run};
 
@@ -111,24 +111,17 @@ fn serve(node: &Node, more: &str) -> Daemon {
     process
 }
 
-/// A handler's part of containerd's configuration, with the snapshotter.
+/// A handler's part of containerd's configuration, with the snapshotter as the page about it has it.
 pub(super) fn with_snapshotter(handler: &str, version: Containerd) -> String {
     let kind = "runtime_type = \"io.containerd.cocoon.v2\"\n";
-    let mut text = handler.replace(kind, &format!("{kind}snapshotter = \"cocoon\"\n"));
-    let _ = write!(
-        text,
-        "[proxy_plugins.cocoon]\ntype = \"snapshot\"\naddress = \"/run/cocoon-snapshotter/containerd.sock\"\n"
-    );
-    if version == Containerd::V2 {
-        let _ = write!(
-            text,
-            "[proxy_plugins.cocoon.exports]\nenable_remote_snapshot_annotations = \"true\"\n\
-             [plugins.\"io.containerd.cri.v1.images\"]\ndisable_snapshot_annotations = false\n\
-             [plugins.\"io.containerd.cri.v1.images\".runtime_platforms.cocoon]\nplatform = \"linux/amd64\"\n\
-             snapshotter = \"cocoon\"\n"
-        );
-    }
-    text
+    let handler = handler.replace(kind, &format!("{kind}snapshotter = \"cocoon\"\n"));
+    let blocks: [String; 2] = toml_blocks("snapshotter.md").try_into().unwrap();
+    let [own_file, main_file] = blocks;
+    let block = match version {
+        Containerd::V1 => main_file,
+        Containerd::V2 => own_file,
+    };
+    format!("{handler}\n{block}")
 }
 
 const PROGRAM: &str = "cocoon-snapshotter";
