@@ -31,39 +31,48 @@ pub struct Execution {
     pub env: Vec<String>,
     /// Its working directory.
     pub cwd: String,
-    /// Its user.
-    pub uid: u32,
-    /// Its group.
-    pub gid: u32,
-    /// Its further groups.
-    pub groups: Vec<u32>,
+    /// Its user; none for a container whose creation asked for none, which has its image's.
+    pub user: Option<User>,
     /// Whether it and its children get no more rights than it has.
     pub no_new_privileges: bool,
     /// Whether it has a terminal.
     pub terminal: bool,
 }
 
+/// Whom a command runs as, in the numbers that its container was asked for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct User {
+    /// The user.
+    pub uid: u32,
+    /// The group.
+    pub gid: u32,
+    /// Further groups.
+    pub groups: Vec<u32>,
+}
+
 impl Execution {
-    /// A command as root, in the root folder, with an empty environment.
+    /// A command in the root folder, with an empty environment, that asks for no user.
     pub fn new(args: &[String]) -> Self {
         Self {
             args: args.to_vec(),
             env: Vec::new(),
             cwd: "/".to_owned(),
-            uid: 0,
-            gid: 0,
-            groups: Vec::new(),
+            user: None,
             no_new_privileges: false,
             terminal: false,
         }
     }
 
     fn to_wire(&self) -> oci::Process {
-        let user =
-            oci::User { UID: self.uid, GID: self.gid, AdditionalGids: self.groups.clone(), ..oci::User::default() };
+        let user = self.user.as_ref().map(|user| oci::User {
+            UID: user.uid,
+            GID: user.gid,
+            AdditionalGids: user.groups.clone(),
+            ..oci::User::default()
+        });
         oci::Process {
             Terminal: self.terminal,
-            User: Some(user).into(),
+            User: user.into(),
             Args: self.args.clone(),
             Env: self.env.clone(),
             Cwd: self.cwd.clone(),

@@ -25,7 +25,7 @@ mod user;
 pub use agent::Agent;
 pub use channel::agent_url;
 pub use config::{GuestFiles, InitDataDisk, Opened, PodNetwork, SandboxConfig};
-pub use container::{Container, ContainerConfig, Execution, Stream};
+pub use container::{Container, ContainerConfig, Execution, Stream, User};
 pub use directory::{Directory, SandboxName};
 pub use error::Error;
 pub use footprint::{clean_up, is_elsewhere};

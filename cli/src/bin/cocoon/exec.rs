@@ -95,9 +95,11 @@ fn of_container(container: &ContainerState, command: &[String]) -> Result<Execut
     Ok(Execution {
         env: process.env,
         cwd: process.cwd,
-        uid: process.user.uid,
-        gid: process.user.gid,
-        groups: process.user.additional_gids,
+        user: Some(sandbox::User {
+            uid: process.user.uid,
+            gid: process.user.gid,
+            groups: process.user.additional_gids,
+        }),
         no_new_privileges: process.no_new_privileges,
         ..bare
     })
@@ -184,8 +186,8 @@ mod tests {
 
         container.bundle = Some(folder.path().display().to_string());
         let execution = of_container(&container, &command).unwrap();
-        assert_eq!((execution.cwd.as_str(), execution.uid, execution.gid), ("/srv", 7, 8));
-        assert_eq!((&execution.env[..], &execution.groups[..]), (&["A=b".to_owned()][..], &[8, 9][..]));
+        assert_eq!((execution.cwd.as_str(), &execution.env[..]), ("/srv", &["A=b".to_owned()][..]));
+        assert_eq!(execution.user, Some(sandbox::User { uid: 7, gid: 8, groups: vec![8, 9] }));
         assert!(execution.no_new_privileges && !execution.terminal && execution.args == command);
 
         container.bundle = Some("/nowhere".to_owned());
